@@ -1,0 +1,231 @@
+"""A base ELBO plus a penalty on the rows of its latents: what the penalised objectives share."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pyro.infer import JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, ReweightedWakeSleep
+from pyro.infer.elbo import ELBO
+from pyro.infer.trace_mean_field_elbo import JitTraceMeanField_ELBO
+from pyro.infer.util import torch_item
+from pyro.util import warn_if_nan
+from torch import Tensor
+
+from pyro_infovae.base_elbo import TraceAnalyticKL_ELBO, has_tensor_loss, tensor_loss
+from pyro_infovae.rows import Rows, group_by_plates, pool, rows_of
+from pyro_infovae.runs import Program, Recorder, Run, draw_prior
+from pyro_infovae.sites import Selection
+
+_REFUSED_BASES = (
+    JitTrace_ELBO,
+    JitTraceMeanField_ELBO,
+    JitTraceEnum_ELBO,
+    JitTraceGraph_ELBO,
+    ReweightedWakeSleep,
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The selected latents that share a stack of plates, in the runs that the base has scored.
+
+    Attributes:
+        names: the sites, in the order of the model.
+        runs: the scored runs, one per particle (one for all when they are vectorised).
+        model: the user's model.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+    """
+
+    names: tuple[str, ...]
+    runs: tuple[Run, ...]
+    model: Program
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def posterior(self) -> Rows:
+        """The rows as the guide drew them and the model saw them."""
+        return pool([rows_of(self.names, run.model, run.guide) for run in self.runs])
+
+    def prior(self, draws: int) -> Rows:
+        """The rows drawn afresh from the model, ``draws`` times, given all other latents."""
+        redrawn = [
+            rows_of(
+                self.names,
+                draw_prior(self.model, self.args, self.kwargs, run, self.names),
+                run.guide,
+            )
+            for run in self.runs
+            for _ in range(draws)
+        ]
+        return pool(redrawn)
+
+
+class PenalisedELBO(ELBO):
+    r"""A base ELBO with a weight :math:`w` on the KL of some latents, plus a penalty on their rows.
+
+    .. math::
+        \mathrm{loss} = -E_q[\log p(x \mid z)] + w \, \mathrm{KL}(q(z \mid x) \| p(z))
+        + \mathrm{penalty}
+
+    in nats, summed over the data set. A subclass supplies ``kl_weight`` and ``penalty``.
+
+    Args:
+        sites: the latents, by name; None selects every reparameterised latent in plates.
+        base: the ELBO below the penalty. Its particle settings are the objective's.
+        num_particles: draws per datum of the default base.
+        max_plate_nesting: bound on the plate nesting of the default base.
+        vectorize_particles: whether the default base draws its particles in one run.
+
+    Raises:
+        ValueError: when both ``base`` and particle settings are given.
+        NotImplementedError: for a base whose runs cannot be recorded.
+    """
+
+    def __init__(
+        self,
+        *,
+        sites: Iterable[str] | None = None,
+        base: ELBO | None = None,
+        num_particles: int = 1,
+        max_plate_nesting: float = math.inf,
+        vectorize_particles: bool = False,
+    ) -> None:
+        if base is None:
+            base = TraceAnalyticKL_ELBO(
+                num_particles=num_particles,
+                max_plate_nesting=max_plate_nesting,
+                vectorize_particles=vectorize_particles,
+            )
+        elif (num_particles, max_plate_nesting, vectorize_particles) != (1, math.inf, False):
+            raise ValueError(
+                f"Expected particle settings in base; got {type(self).__name__}(base=..., "
+                f"num_particles={num_particles}, max_plate_nesting={max_plate_nesting}, "
+                f"vectorize_particles={vectorize_particles}): pass them to "
+                f"{type(base).__name__}(...)"
+            )
+        if isinstance(base, _REFUSED_BASES):
+            raise NotImplementedError(
+                f"Expected a base ELBO that runs model and guide in every step; got "
+                f"{type(base).__name__}: use one such as Trace_ELBO()"
+            )
+        if isinstance(sites, str):
+            sites = (sites,)
+        super().__init__(
+            num_particles=base.num_particles, vectorize_particles=base.vectorize_particles
+        )
+        self.base = base
+        self.sites = None if sites is None else frozenset(sites)
+
+    @property
+    @abstractmethod
+    def kl_weight(self) -> float:
+        """The factor on the KL of the selected latents."""
+
+    @abstractmethod
+    def penalty(self, groups: list[Group]) -> Tensor:
+        """The penalty in nats: a differentiable scalar."""
+
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """The loss in nats, as a float.
+
+        Args:
+            model: the model.
+            guide: the guide.
+            *args: positional arguments of both.
+            **kwargs: keyword arguments of both.
+        """
+        recorder = self._recorder()
+        value = self.base.loss(recorder.model(model), recorder.guide(guide), *args, **kwargs)
+        penalty = torch_item(self.penalty(self._groups(recorder, model, args, kwargs)))
+        warn_if_nan(penalty, "penalty")
+        return float(value + penalty)
+
+    def differentiable_loss(
+        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """The loss in nats, as a scalar tensor to differentiate; nothing waits for the device.
+
+        Args:
+            model: the model.
+            guide: the guide.
+            *args: positional arguments of both.
+            **kwargs: keyword arguments of both.
+
+        Raises:
+            NotImplementedError: when the base has no differentiable loss.
+        """
+        recorder = self._recorder()
+        recorded = recorder.model(model), recorder.guide(guide)
+        if has_tensor_loss(self.base):
+            value = tensor_loss(self.base, *recorded, args, kwargs)
+        elif hasattr(self.base, "differentiable_loss"):
+            value = self.base.differentiable_loss(*recorded, *args, **kwargs)
+        else:
+            raise NotImplementedError(
+                f"{type(self.base).__name__} has no differentiable_loss: use loss_and_grads, as "
+                "SVI does, or another base"
+            )
+        return value + self.penalty(self._groups(recorder, model, args, kwargs))
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """The loss in nats, as a float, after adding its gradient to every parameter's ``grad``.
+
+        Args:
+            model: the model.
+            guide: the guide.
+            *args: positional arguments of both.
+            **kwargs: keyword arguments of both.
+        """
+        if has_tensor_loss(self.base):
+            loss = self.differentiable_loss(model, guide, *args, **kwargs)
+            _backward(loss, retain_graph=self.base.retain_graph)
+            value = torch_item(loss)
+            warn_if_nan(value, "loss")
+            return float(value)
+        recorder = self._recorder()
+        recorded = recorder.model(model), recorder.guide(guide)
+        with _graph_retained(self.base):
+            value = self.base.loss_and_grads(*recorded, *args, **kwargs)
+        penalty = self.penalty(self._groups(recorder, model, args, kwargs))
+        _backward(penalty, retain_graph=self.base.retain_graph)
+        warn_if_nan(torch_item(penalty), "penalty")
+        return float(value + torch_item(penalty))
+
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
+        return self.base._get_trace(model, guide, args, kwargs)
+
+    def _recorder(self) -> Recorder:
+        selection = Selection(type(self).__name__, self.sites, self.base.num_particles)
+        return Recorder(selection, self.kl_weight)
+
+    def _groups(
+        self, recorder: Recorder, model: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> list[Group]:
+        runs = recorder.last(1 if self.base.vectorize_particles else self.base.num_particles)
+        return [
+            Group(names, tuple(runs), model, args, kwargs)
+            for names in group_by_plates(runs[0].model, runs[0].selected)
+        ]
+
+
+def _backward(loss: Tensor, *, retain_graph: bool | None) -> None:
+    if loss.requires_grad:
+        loss.backward(retain_graph=retain_graph)
+
+
+@contextmanager
+def _graph_retained(base: ELBO) -> Iterator[None]:
+    """Let the base's own backward keep the graph that the penalty shares with it."""
+    before = base.retain_graph
+    base.retain_graph = True
+    try:
+        yield
+    finally:
+        base.retain_graph = before

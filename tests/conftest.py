@@ -1,0 +1,19 @@
+"""Every test starts from an empty param store, a fixed seed, float64 and validation on."""
+
+from collections.abc import Iterator
+
+import pyro
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def clean_pyro() -> Iterator[None]:
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    pyro.enable_validation(True)
+    yield
+    torch.set_default_dtype(previous)
+    pyro.clear_param_store()

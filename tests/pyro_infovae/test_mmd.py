@@ -1,0 +1,250 @@
+"""Values of the estimators against float64 loops, weights, and errors."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pyro.contrib.gp.kernels as gp
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pyro_infovae._normal_sums import NormalSums
+from pyro_infovae._pair_sums import Periods, Sample, weighted_mmd
+from pyro_infovae._radial_sums import RadialSums
+from pyro_infovae.kernels import IMQ, RBF, Kernel
+from pyro_infovae.mmd import mmd_squared, mmd_squared_normal
+from tests import reference
+
+N, M, D = 6, 9, 3
+SCALES = (0.5, 2.0)
+ONE = torch.ones((), dtype=torch.float64)
+WAE = tuple(2 * D * s for s in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0))
+RBF_SCALES = [
+    (RBF(), (math.sqrt(D),)),
+    (RBF(SCALES), SCALES),
+    (RBF(1.0) + RBF(2.0), (1.0, 2.0)),
+]
+KERNELS = [
+    *((kernel, reference.rbf(scales)) for kernel, scales in RBF_SCALES),
+    (IMQ(), reference.imq([2 * D])),
+    (IMQ.wae(), reference.imq(WAE)),
+    (lambda x, y: (x @ y.T + 1) ** 2, lambda a, b: (a @ b + 1) ** 2),
+    (gp.RBF(D, variance=ONE, lengthscale=1.3 * ONE), reference.rbf([1.3])),
+]
+NAMES = ["rbf", "rbf-sequence", "rbf-sum", "imq", "imq-wae", "callable", "pyro-gp"]
+
+shapes = pytest.mark.parametrize("num_data", [None, 3], ids=["rows", "draws"])
+weighting = pytest.mark.parametrize("weighted", ["", "x", "y", "xy"])
+
+
+def weights(weighted: str) -> dict[str, Tensor | None]:
+    generator = torch.Generator().manual_seed(1)
+    draws = {"x": torch.rand(N, generator=generator), "y": torch.rand(M, generator=generator)}
+    draws["x"][1] = 0.0
+    return {f"{s}_weights": draws[s].double() if s in weighted else None for s in "xy"}
+
+
+def gaussian(x: Tensor, y: Tensor) -> Tensor:
+    return torch.exp(-(x[:, None] - y).square().sum(-1) / (2 * x.shape[1]))
+
+
+def as_numpy(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.numpy() if isinstance(v, Tensor) else v for k, v in arguments.items()}
+
+
+@pytest.mark.parametrize(("kernel", "pair_kernel"), KERNELS, ids=NAMES)
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+@weighting
+@shapes
+def test_mmd_squared_equals_the_loops(
+    kernel: Kernel,
+    pair_kernel: reference.PairKernel,
+    estimator: Any,
+    weighted: str,
+    num_data: int | None,
+) -> None:
+    x, y = torch.randn(N, D), torch.randn(M, D) + 0.5
+    options = {"estimator": estimator, "num_data": num_data, **weights(weighted)}
+    expected = reference.mmd_squared(x.numpy(), y.numpy(), pair_kernel, **as_numpy(options))
+    actual = mmd_squared(x, y, kernel, **options)
+    assert actual.shape == ()
+    assert actual.item() == pytest.approx(expected, rel=1e-11)
+
+
+@pytest.mark.parametrize(("kernel", "lengthscales"), RBF_SCALES, ids=NAMES[:3])
+@weighting
+@shapes
+def test_mmd_squared_normal_equals_the_loops(
+    kernel: Kernel, lengthscales: tuple[float, ...], weighted: str, num_data: int | None
+) -> None:
+    x_loc, x_scale = torch.randn(N, D), torch.rand(N, D)
+    y_loc, y_scale = torch.randn(M, D) + 0.5, torch.rand(M, D)
+    x_scale[0] = y_scale[1:4] = 0.0
+    rows = (x_loc, x_scale, y_loc, y_scale)
+    options = {"num_data": num_data, **weights(weighted)}
+    expected = reference.mmd_squared_normal(
+        *(a.numpy() for a in rows), lengthscales, **as_numpy(options)
+    )
+    assert mmd_squared_normal(*rows, kernel, **options).item() == pytest.approx(expected, rel=1e-11)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    num_data=st.integers(2, 5),
+    draws=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    leave_out=st.tuples(st.booleans(), st.booleans()),
+    block_elements=st.integers(1, 40),
+    seed=st.integers(0, 2**16),
+)
+def test_blocks_of_any_size_give_the_dense_sums(
+    num_data: int,
+    draws: tuple[int, int],
+    leave_out: tuple[bool, bool],
+    block_elements: int,
+    seed: int,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    n, m = (num_data * p for p in draws)
+    x, y = (torch.randn(k, 2, generator=generator).double() for k in (n, m))
+    v, w = (torch.rand(k, generator=generator).double() for k in (n, m))
+    period = num_data if leave_out[0] else None
+    periods = Periods(period, period, num_data if leave_out[1] else None)
+    coefficients = (0.7, 1.1, -0.3)
+
+    def term(a: Tensor, b: Tensor, v: Tensor, w: Tensor, period: int | None) -> float:
+        pairs = torch.exp(-torch.cdist(a, b) ** 2 / 2) * v[:, None] * w
+        if period is not None:
+            i, j = torch.arange(len(a))[:, None], torch.arange(len(b))
+            pairs = pairs.masked_fill(i % period == j % period, 0.0)
+        return pairs.sum().item()
+
+    terms = (x, x, v, v), (y, y, w, w), (x, y, v, w)
+    expected = sum(c * term(*t, p) for c, t, p in zip(coefficients, terms, periods, strict=True))
+    points = weighted_mmd(
+        RadialSums(RBF(1.0), block_elements), Sample((x,), v), Sample((y,), w), periods, coefficients
+    )
+    normals = weighted_mmd(
+        NormalSums((1.0,), block_elements),
+        Sample((x, 0 * x), v),
+        Sample((y, 0 * y), w),
+        periods,
+        coefficients,
+    )
+    assert points.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert normals.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("kernel", [RBF(), IMQ.wae()], ids=repr)
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+def test_float32_far_from_the_origin(kernel: Kernel, estimator: Any) -> None:
+    x, y = torch.randn(700, 10) + 100, 0.8 * torch.randn(900, 10) + 100
+    exact = mmd_squared(x, y, lambda a, b: kernel(a, b), estimator=estimator)
+    single = mmd_squared(x.float(), y.float(), kernel, estimator=estimator)
+    assert single.dtype == torch.float32
+    assert abs(single.item() - exact.item()) < 1e-6
+
+
+def test_normals_in_float32() -> None:
+    loc, scale = torch.randn(200, 5) + 100, torch.rand(200, 5)
+    rows = (loc, scale, torch.zeros(200, 5) + 100, torch.ones(200, 5))
+    exact = mmd_squared_normal(*rows, RBF())
+    single = mmd_squared_normal(*(a.float() for a in rows), RBF())
+    assert single.dtype == torch.float32
+    assert abs(single.item() - exact.item()) < 1e-6
+
+
+@pytest.mark.parametrize("kernel", [RBF(), gaussian], ids=["radial", "callable"])
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+def test_masked_rows_count_for_nothing_whatever_they_hold(kernel: Kernel, estimator: Any) -> None:
+    x, y = torch.randn(8, 2), torch.randn(7, 2)
+    mask = torch.tensor([1, 0, 1, 1, 0, 0, 1, 1], dtype=torch.bool)
+    expected = mmd_squared(x[mask], y, kernel, estimator=estimator)
+    for filler in (0.0, 1e6, math.inf, math.nan):
+        filled = torch.where(mask[:, None], x, filler)
+        actual = mmd_squared(filled, y, kernel, estimator=estimator, x_weights=mask)
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_scaling_the_weights_changes_nothing() -> None:
+    x, y, w = torch.randn(8, 2), torch.randn(6, 2), torch.rand(8)
+    values = [mmd_squared(x, y, RBF(), x_weights=s * w) for s in (1.0, 1e-3, 1e3)]
+    torch.testing.assert_close(values, [values[0]] * 3)
+
+
+@pytest.mark.parametrize("kernel", [RBF(), gaussian], ids=["radial", "callable"])
+@pytest.mark.parametrize(
+    ("x_weights", "num_data"),
+    [([0.0, 1.3, 0.0, 0.0], None), ([0.0] * 4, None), ([0.0, 1.3, 0.0, 0.7], 2)],
+    ids=["one-row", "none", "one-datum"],
+)
+def test_too_few_effective_rows_give_zero_and_zero_gradients(
+    kernel: Kernel, x_weights: list[float], num_data: int | None
+) -> None:
+    x, y = torch.randn(4, 2, requires_grad=True), torch.randn(4, 2, requires_grad=True)
+    scale = torch.rand(4, 2, requires_grad=True)
+    w = torch.tensor(x_weights, requires_grad=True)
+    options: dict[str, Any] = {"x_weights": w, "num_data": num_data}
+    for value in (
+        mmd_squared(x, y, kernel, **options),
+        mmd_squared_normal(x, scale, y, scale, RBF(), **options),
+    ):
+        assert value.item() == 0.0
+        for gradient in torch.autograd.grad(value, (x, y, w)):
+            assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def test_biased_is_zero_between_equal_samples_and_never_negative() -> None:
+    x, y = torch.randn(20, 3), torch.randn(20, 3)
+    assert mmd_squared(x, x, RBF(), estimator="biased").item() == pytest.approx(0.0, abs=1e-15)
+    assert mmd_squared(x[:1], y[:1], RBF(), estimator="biased") > 0
+    assert mmd_squared(x, y, RBF(), estimator="unbiased") < mmd_squared(
+        x, y, RBF(), estimator="biased"
+    )
+
+
+X, Y = np.zeros((4, 2)), np.zeros((6, 2))
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "options", "match"),
+    [
+        (X, Y, {"estimator": "best"}, r"^Expected estimator 'unbiased' or 'biased'; got 'best'\.$"),
+        (X, Y, {"estimator": "closed_form"}, "got 'closed_form'. Use mmd_squared_normal for the"),
+        (X, np.zeros((6, 3)), {}, r"shapes \(n, d\) and \(m, d\); got \(4, 2\) and \(6, 3\)"),
+        (np.zeros(4), Y, {}, r"shapes \(n, d\) and \(m, d\); got \(4,\) and \(6, 2\)"),
+        (X[:1], Y, {}, "Expected at least 2 rows of x; got 1"),
+        (X, Y[:1], {}, "Expected at least 2 rows of y; got 1"),
+        (X[:0], Y, {"estimator": "biased"}, "Expected at least 1 rows of x; got 0"),
+        (X, Y, {"x_weights": np.ones((4, 1))}, r"x_weights of shape \(4,\); got \(4, 1\)"),
+        (X, Y, {"y_weights": np.ones(4)}, r"y_weights of shape \(6,\); got \(4,\)"),
+        (X, Y, {"num_data": 3}, "num_data of at least 2 that divides the 4 rows of x; got 3"),
+        (X, Y, {"num_data": 4}, "num_data of at least 2 that divides the 6 rows of y; got 4"),
+        (X, Y, {"num_data": 1}, "num_data of at least 2 that divides the 4 rows of x; got 1"),
+    ],
+)
+def test_misuse_is_an_error(x: Any, y: Any, options: dict[str, Any], match: str) -> None:
+    tensors = {k: torch.tensor(v) if "weights" in k else v for k, v in options.items()}
+    with pytest.raises(ValueError, match=match):
+        mmd_squared(torch.tensor(x), torch.tensor(y), RBF(), **tensors)
+
+
+def test_kernel_of_the_wrong_shape_is_an_error() -> None:
+    match = r"Expected kernel\(x, y\) of shape \(5, 7\); got \(5, 7, 2\)\."
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return x @ y.T if len(x) == len(y) else x[:, None] - y
+
+    with pytest.raises(ValueError, match=match):
+        mmd_squared(torch.zeros(5, 2), torch.zeros(7, 2), kernel)
+
+
+def test_misuse_of_the_closed_form_is_an_error() -> None:
+    loc, scale = torch.zeros(4, 2), torch.ones(4, 2)
+    with pytest.raises(ValueError, match=r"y_scale of y_loc's shape \(4, 2\); got \(2,\)"):
+        mmd_squared_normal(loc, scale, loc, scale[0], RBF())
+    for kernel in (IMQ(), RBF() + IMQ(), lambda x, y: x @ y.T):
+        with pytest.raises(ValueError, match=r"sum of RBFs.*got .*\. Use estimator='unbiased'"):
+            mmd_squared_normal(loc, scale, loc, scale, kernel)
