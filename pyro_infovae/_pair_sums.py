@@ -1,4 +1,4 @@
-r"""The maximum mean discrepancy as one node of the graph, for any kernel with row sums.
+r"""The maximum mean discrepancy as one node of the graph, summed over blocks of pairs.
 
 A *row sum* is :math:`\sum_j w_j f(x_i, y_j)`: one number for each row i, from a function of pairs
 and the weights of the rows j. The kernel's row sums give the value, and those of its derivatives
@@ -14,8 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-BLOCK_ELEMENTS = 2**18
-"""Pairs in a block: few enough for a processor's cache."""
+BLOCK_ELEMENTS = 2**20
+"""Pairs in a block: few megabytes, yet few blocks."""
+
+Side = Any
+"""A kernel's own NamedTuple of tensors (features, n): a sample as its blocks want it."""
 
 Gradients = Sequence[Tensor | None]
 
@@ -28,33 +31,49 @@ class Sample(NamedTuple):
 
 
 class Periods(NamedTuple):
-    """The pairs each term leaves out: ``i % period == j % period``; None keeps all."""
+    """The pairs each sum leaves out: ``i % period == j % period``; None keeps all."""
 
     xx: int | None = None
     yy: int | None = None
     xy: int | None = None
 
 
-class RowSums(Protocol):
-    """A kernel's row sums: the kernel's own in column 0 and, if wanted, its derivatives' after."""
+class Term(NamedTuple):
+    """A function of the pairs in a block, and the factors of its row sums."""
 
-    def prepare(self, x: Sample, y: Sample) -> tuple[Any, Any]:
-        """Return both samples in the form that the other methods take."""
+    columns: slice
+    """Which of the row sums they are."""
+    pairs: Float[Tensor, "n m"]
+    x_factors: Float[Tensor, "columns n"]
+    y_factors: Float[Tensor, "columns m"]
+    sign: int = 1
+    """The sign of the function with x and y swapped."""
 
-    def within(self, x: Any, period: int | None, wanted: bool) -> Float[Tensor, "n columns"]:
-        """Return the row sums of a sample over itself."""
 
-    def across(
-        self, x: Any, y: Any, period: int | None, x_wanted: bool, y_wanted: bool
-    ) -> tuple[Float[Tensor, "n columns"], Float[Tensor, "m columns"]]:
-        """Return the row sums of x over y, and of y over x (undefined unless wanted)."""
+class PairKernel(Protocol):
+    """A kernel that can be summed over blocks of pairs."""
 
-    def gradients(self, x: Any, sums: Float[Tensor, "n columns"]) -> Gradients:
-        """Return the gradient with respect to each tensor of a sample and to its weights."""
+    @property
+    def block_elements(self) -> int:
+        """The pairs per block, at most (but at least one row)."""
+
+    def prepare(self, x: Sample, y: Sample) -> tuple[Side, Side]:
+        """Return both samples as sides."""
+
+    def columns(self, x: Side, derivatives: bool) -> int:
+        """Return the number of row sums, with those of the derivatives or without."""
+
+    def terms(
+        self, x: Side, y: Side, leave_out: Callable[[Tensor], None], derivatives: bool
+    ) -> Iterator[Term]:
+        """Yield the kernel for column 0, then, if asked for, its derivatives for the others."""
+
+    def gradients(self, x: Side, sums: Float[Tensor, "columns n"]) -> Gradients:
+        """Return the gradient with respect to each tensor of a sample, its weights last."""
 
 
 def weighted_mmd(
-    row_sums: RowSums,
+    kernel: PairKernel,
     x: Sample,
     y: Sample,
     periods: Periods,
@@ -63,7 +82,7 @@ def weighted_mmd(
     r"""Return :math:`a S_{xx} + b S_{yy} + c S_{xy}`, where S sums over the weighted pairs.
 
     Args:
-        row_sums: the kernel.
+        kernel: the kernel.
         x: one sample.
         y: the other.
         periods: the pairs that each sum leaves out.
@@ -71,16 +90,9 @@ def weighted_mmd(
     """
     inputs = (*x.rows, x.weights, *y.rows, y.weights, *coefficients)
     wanted = [isinstance(i, Tensor) and i.requires_grad and torch.is_grad_enabled() for i in inputs]
-    evaluate = partial(_value_and_gradients, row_sums, periods)
+    evaluate = partial(_value_and_gradients, kernel, periods)
     value: Tensor = _WithGradients.apply(evaluate, wanted, *inputs)[0]  # type: ignore[no-untyped-call]
     return value
-
-
-def row_blocks(n: int, m: int, block_elements: int) -> Iterator[slice]:
-    """Cut n rows of m pairs into blocks of at most ``block_elements`` pairs, or one row."""
-    size = max(1, block_elements // m)
-    for start in range(0, n, size):
-        yield slice(start, min(start + size, n))
 
 
 def leave_out_(block: Float[Tensor, "n m"], period: int | None, shift: int) -> None:
@@ -92,32 +104,81 @@ def leave_out_(block: Float[Tensor, "n m"], period: int | None, shift: int) -> N
 
 
 def _value_and_gradients(
-    row_sums: RowSums, periods: Periods, wanted: Sequence[bool], *inputs: Any
+    kernel: PairKernel, periods: Periods, wanted: Sequence[bool], *inputs: Any
 ) -> tuple[Tensor, Gradients]:
     *samples, a, b, c = inputs
     half = len(samples) // 2
     x_wanted, y_wanted = any(wanted[:half]), any(wanted[half:-3])
     x_weights, y_weights = samples[half - 1], samples[-1]
-    x, y = row_sums.prepare(
+    x, y = kernel.prepare(
         Sample(tuple(samples[: half - 1]), x_weights), Sample(tuple(samples[half:-1]), y_weights)
     )
-    xx = row_sums.within(x, periods.xx, x_wanted)
-    yy = row_sums.within(y, periods.yy, y_wanted)
-    xy, yx = row_sums.across(x, y, periods.xy, x_wanted, y_wanted)
+    xx = _sums_within(kernel, x, periods.xx, x_wanted)
+    yy = _sums_within(kernel, y, periods.yy, y_wanted)
+    xy, yx = _sums_across(kernel, x, y, periods.xy, x_wanted, y_wanted)
 
     s_xx, s_yy, s_xy = _total(xx, x_weights), _total(yy, y_weights), _total(xy, x_weights)
     none = (None,) * half
     gradients = (
-        *(row_sums.gradients(x, 2 * a * xx + c * xy) if x_wanted else none),
-        *(row_sums.gradients(y, 2 * b * yy + c * yx) if y_wanted else none),
+        *(kernel.gradients(x, 2 * a * xx + c * xy) if x_wanted else none),
+        *(kernel.gradients(y, 2 * b * yy + c * yx) if y_wanted else none),
         *(s_xx, s_yy, s_xy),
     )
     kept = [g if w else None for g, w in zip(gradients, wanted, strict=True)]
     return a * s_xx + b * s_yy + c * s_xy, kept
 
 
-def _total(sums: Tensor, weights: Tensor | None) -> Tensor:
-    return sums[:, 0].sum() if weights is None else (sums[:, 0] * weights).sum()
+def _sums_within(
+    kernel: PairKernel, x: Side, period: int | None, derivatives: bool
+) -> Float[Tensor, "columns n"]:
+    """Return the row sums of a sample over itself."""
+    n = _num_rows(x)
+    sums: Tensor = x[0].new_zeros(kernel.columns(x, derivatives), n)
+    for rows in _row_blocks(n, n, kernel.block_elements):
+        onwards, after = slice(rows.start, n), slice(rows.stop, n)
+        leave_out = partial(leave_out_, period=period, shift=0)
+        for term in kernel.terms(_select(x, rows), _select(x, onwards), leave_out, derivatives):
+            sums[term.columns, rows].add_(term.y_factors @ term.pairs.T)
+            if rows.stop < n:
+                # The pairs before the diagonal mirror those after it.
+                mirrored = term.x_factors @ term.pairs[:, rows.stop - rows.start :]
+                sums[term.columns, after].add_(mirrored, alpha=term.sign)
+    return sums
+
+
+def _sums_across(
+    kernel: PairKernel, x: Side, y: Side, period: int | None, x_wanted: bool, y_wanted: bool
+) -> tuple[Float[Tensor, "columns n"], Float[Tensor, "columns m"]]:
+    """Return the row sums of x over y and, if wanted, those of y over x."""
+    n, m = _num_rows(x), _num_rows(y)
+    derivatives = x_wanted or y_wanted
+    columns = kernel.columns(x, derivatives)
+    x_sums, y_sums = x[0].new_zeros(columns, n), y[0].new_zeros(columns, m)
+    for rows in _row_blocks(n, m, kernel.block_elements):
+        leave_out = partial(leave_out_, period=period, shift=rows.start)
+        for term in kernel.terms(_select(x, rows), y, leave_out, derivatives):
+            x_sums[term.columns, rows].add_(term.y_factors @ term.pairs.T)
+            if y_wanted:
+                y_sums[term.columns].add_(term.x_factors @ term.pairs, alpha=term.sign)
+    return x_sums, y_sums
+
+
+def _row_blocks(n: int, m: int, block_elements: int) -> Iterator[slice]:
+    size = max(1, block_elements // m)
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))
+
+
+def _num_rows(side: Side) -> int:
+    return int(side[0].shape[1])
+
+
+def _select(side: Side, rows: slice) -> Side:
+    return side._make(a[:, rows] for a in side)
+
+
+def _total(sums: Float[Tensor, "columns n"], weights: Tensor | None) -> Float[Tensor, ""]:
+    return sums[0].sum() if weights is None else (sums[0] * weights).sum()
 
 
 class _WithGradients(torch.autograd.Function):
@@ -138,13 +199,17 @@ class _WithGradients(torch.autograd.Function):
         ctx.save_for_backward(*output[1:])
 
     @staticmethod
-    def backward(ctx: Any, grad_value: Tensor, *second: Tensor | None) -> tuple[Any, ...]:
+    def backward(
+        ctx: Any, grad_value: Tensor | None, *second: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         gradients = ctx.saved_tensors
         if any(g is not None for g in second):
             raise RuntimeError(
                 "Expected one derivative of MMD^2; got a second. For more, hide the kernel in a "
                 "callable: lambda x, y: kernel(x, y)."
             )
+        if grad_value is None:
+            return None, None, *(None for _ in gradients)
         if any(n and g is None for n, g in zip(ctx.needs_input_grad[2:], gradients, strict=True)):
             # Inside vmap, a tensor does not tell that an outer transform differentiates it.
             raise RuntimeError("Expected grad inside vmap; got vmap inside grad: swap them.")

@@ -11,6 +11,7 @@ from pyro.distributions import Delta
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.elbo import ELBO
 from pyro.poutine import Trace
+from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.transforms import ComposeTransform, IndependentTransform, Transform
@@ -90,9 +91,33 @@ _TENSOR_PARTICLE_LOSS = {
 }
 
 
+class TensorLoss(ELBO):
+    """An objective whose ``differentiable_loss`` is a tensor that nothing on the host waits for."""
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """The loss in nats, as a float, after adding its gradient to every parameter's ``grad``.
+
+        Args:
+            model: the model.
+            guide: the guide.
+            *args: positional arguments of both.
+            **kwargs: keyword arguments of both.
+        """
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        value: float = loss.item()
+        if self.accepts(value) and loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        return value
+
+    def accepts(self, loss: float) -> bool:
+        """Whether a loss may be differentiated; warns where it is nan."""
+        warn_if_nan(loss, "loss")
+        return True
+
+
 def has_tensor_loss(base: ELBO) -> bool:
-    """Whether the base is one whose loss is known here as a tensor: Pyro's two plain ELBOs."""
-    return (
+    """Whether the base is one whose loss is known here as a tensor."""
+    return isinstance(base, TensorLoss) or (
         isinstance(base, Trace_ELBO)
         and type(base).differentiable_loss is Trace_ELBO.differentiable_loss
         and (

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_infovae._normal_sums import NormalSums
+from pyro_infovae._normal_pairs import NormalPairs
 from pyro_infovae._pair_sums import Periods, Sample, weighted_mmd
-from pyro_infovae._radial_sums import RadialSums
+from pyro_infovae._radial_pairs import RadialPairs
 from pyro_infovae.kernels import Kernel, RadialKernel, rbf_lengthscales
 
 Estimator = Literal["unbiased", "biased"]
@@ -74,7 +74,7 @@ def mmd_squared(
     periods = _periods(sample_x, sample_y, num_data) if estimator == "unbiased" else Periods()
     coefficients = _coefficients(sample_x, sample_y, periods)
     if isinstance(kernel, RadialKernel):
-        return weighted_mmd(RadialSums(kernel), sample_x, sample_y, periods, coefficients)
+        return weighted_mmd(RadialPairs(kernel), sample_x, sample_y, periods, coefficients)
     a, b, c = coefficients
     return (
         a * _dense_sum(kernel, sample_x, sample_x, periods.xx)
@@ -136,7 +136,7 @@ def mmd_squared_normal(
                 f"got {tuple(scale.shape)}."
             )
     _check_samples(x_loc, y_loc, x_weights, y_weights, num_data, fewest=2)
-    sums = NormalSums(rbf_lengthscales(kernel, x_loc.shape[1]))
+    sums = NormalPairs(rbf_lengthscales(kernel, x_loc.shape[1]))
     x, y = _sample((x_loc, x_scale), x_weights), _sample((y_loc, y_scale), y_weights)
     periods = _periods(x, y, num_data)
     return weighted_mmd(sums, x, y, periods, _coefficients(x, y, periods))

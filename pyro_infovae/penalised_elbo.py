@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
+import torch
 from pyro.infer import JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, ReweightedWakeSleep
 from pyro.infer.elbo import ELBO
 from pyro.infer.trace_mean_field_elbo import JitTraceMeanField_ELBO
@@ -17,9 +18,11 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyro_infovae.base_elbo import TraceAnalyticKL_ELBO, has_tensor_loss, tensor_loss
-from pyro_infovae.rows import Rows, group_by_plates, pool, rows_of
+from pyro_infovae.rows import Rows, data_of, group_by_plates, pool, rows_of
 from pyro_infovae.runs import Program, Recorder, Run, draw_prior
 from pyro_infovae.sites import Selection
+
+Regularizer: TypeAlias = Callable[[Rows], Tensor]
 
 _REFUSED_BASES = (
     JitTrace_ELBO,
@@ -53,6 +56,12 @@ class Group:
         """The rows as the guide drew them and the model saw them."""
         return pool([rows_of(self.names, run.model, run.guide) for run in self.runs])
 
+    @property
+    def data(self) -> dict[str, Tensor]:
+        """The observed values in the same plates, by site name, a row per row of the latents."""
+        parts = [data_of(self.names, run.model, run.guide) for run in self.runs]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
     def prior(self, draws: int) -> Rows:
         """The rows drawn afresh from the model, ``draws`` times, given all other latents."""
         redrawn = [
@@ -78,6 +87,9 @@ class PenalisedELBO(ELBO):
 
     Args:
         sites: the latents, by name; None selects every reparameterised latent in plates.
+        regularizer: a further penalty of the user's: a function of each group's
+            :class:`~pyro_infovae.rows.Rows`, observed data included, to a scalar in nats.
+        regularizer_weight: the factor on it.
         base: the ELBO below the penalty. Its particle settings are the objective's.
         num_particles: draws per datum of the default base.
         max_plate_nesting: bound on the plate nesting of the default base.
@@ -92,6 +104,8 @@ class PenalisedELBO(ELBO):
         self,
         *,
         sites: Iterable[str] | None = None,
+        regularizer: Regularizer | None = None,
+        regularizer_weight: float = 1.0,
         base: ELBO | None = None,
         num_particles: int = 1,
         max_plate_nesting: float = math.inf,
@@ -122,6 +136,8 @@ class PenalisedELBO(ELBO):
         )
         self.base = base
         self.sites = None if sites is None else frozenset(sites)
+        self.regularizer = regularizer
+        self.regularizer_weight = regularizer_weight
 
     @property
     @abstractmethod
@@ -143,7 +159,7 @@ class PenalisedELBO(ELBO):
         """
         recorder = self._recorder()
         value = self.base.loss(recorder.model(model), recorder.guide(guide), *args, **kwargs)
-        penalty = torch_item(self.penalty(self._groups(recorder, model, args, kwargs)))
+        penalty = torch_item(self._penalties(recorder, model, args, kwargs))
         warn_if_nan(penalty, "penalty")
         return float(value + penalty)
 
@@ -172,7 +188,7 @@ class PenalisedELBO(ELBO):
                 f"{type(self.base).__name__} has no differentiable_loss: use loss_and_grads, as "
                 "SVI does, or another base"
             )
-        return value + self.penalty(self._groups(recorder, model, args, kwargs))
+        return value + self._penalties(recorder, model, args, kwargs)
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The loss in nats, as a float, after adding its gradient to every parameter's ``grad``.
@@ -193,7 +209,7 @@ class PenalisedELBO(ELBO):
         recorded = recorder.model(model), recorder.guide(guide)
         with _graph_retained(self.base):
             value = self.base.loss_and_grads(*recorded, *args, **kwargs)
-        penalty = self.penalty(self._groups(recorder, model, args, kwargs))
+        penalty = self._penalties(recorder, model, args, kwargs)
         _backward(penalty, retain_graph=self.base.retain_graph)
         warn_if_nan(torch_item(penalty), "penalty")
         return float(value + torch_item(penalty))
@@ -205,14 +221,29 @@ class PenalisedELBO(ELBO):
         selection = Selection(type(self).__name__, self.sites, self.base.num_particles)
         return Recorder(selection, self.kl_weight)
 
-    def _groups(
+    def _penalties(
         self, recorder: Recorder, model: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> list[Group]:
+    ) -> Tensor:
         runs = recorder.last(1 if self.base.vectorize_particles else self.base.num_particles)
-        return [
+        groups = [
             Group(names, tuple(runs), model, args, kwargs)
             for names in group_by_plates(runs[0].model, runs[0].selected)
         ]
+        penalty = self.penalty(groups)
+        if self.regularizer is not None:
+            for group in groups:
+                penalty = penalty + self.regularizer_weight * self._regularize(group)
+        return penalty
+
+    def _regularize(self, group: Group) -> Tensor:
+        assert self.regularizer is not None
+        value = self.regularizer(replace(group.posterior, data=group.data))
+        if value.shape != ():
+            raise ValueError(
+                f"Expected regularizer(rows) to be a scalar; got shape {tuple(value.shape)} for "
+                f"the rows of {list(group.names)}: sum or average over the rows"
+            )
+        return value
 
 
 def _backward(loss: Tensor, *, retain_graph: bool | None) -> None:

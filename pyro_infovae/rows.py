@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from pyro.distributions import Delta, Normal
 from pyro.poutine.runtime import Message
 from torch import Tensor
@@ -14,9 +14,11 @@ from torch.distributions import Distribution
 
 from pyro_infovae.row_weights import enumerated_sites, row_weights
 from pyro_infovae.sites import (
+    FLOWED,
     Messages,
     batch_size,
     data_size,
+    is_data,
     is_latent,
     row_plates,
     undecorated,
@@ -33,12 +35,15 @@ class Rows:
         num_data: rows per particle; row r belongs to datum r modulo ``num_data``. None outside
             plates, where the particles themselves are the rows.
         total: N, the product of the full sizes of the group's plates.
+        data: by site name, the observed values in the same plates, (rows, *event); empty for rows
+            drawn from the prior.
     """
 
     latents: dict[str, Float[Tensor, "rows _"]]
     weights: Float[Tensor, " rows"] | None
     num_data: int | None
     total: int
+    data: dict[str, Shaped[Tensor, " rows *event"]] = field(default_factory=dict)
 
     @property
     def values(self) -> Float[Tensor, "rows features"]:
@@ -94,10 +99,35 @@ def rows_of(names: Sequence[str], messages: Messages, guide: Messages) -> Rows:
     )
 
 
+def data_of(
+    names: Sequence[str], messages: Messages, guide: Messages
+) -> dict[str, Shaped[Tensor, " rows *event"]]:
+    """The observed values in the plates of a group, by site name, a row per row of the group."""
+    group = [messages[name] for name in names]
+    shape = _batch_shape(group, guide)
+    plates = {frame.name for frame in row_plates(group[0])}
+    observed = {
+        name: msg
+        for name, msg in messages.items()
+        if is_data(msg) and {frame.name for frame in row_plates(msg)} == plates
+    }
+    return {
+        name: expand_rows(msg["value"], msg["fn"].event_dim, shape)
+        for name, msg in observed.items()
+    }
+
+
+def expand_rows(
+    tensor: Tensor, event_dim: int, shape: torch.Size
+) -> Shaped[Tensor, " rows *event"]:
+    """A tensor with one row per index of the batch shape, its event dims as they are."""
+    event = tensor.shape[tensor.dim() - event_dim :]
+    return tensor.expand(shape + event).reshape(shape.numel(), *event)
+
+
 def flatten(tensor: Tensor, event_dim: int, shape: torch.Size) -> Float[Tensor, "rows features"]:
     """A tensor with one row per index of the batch shape, its event dims as features."""
-    event = tensor.shape[tensor.dim() - event_dim :]
-    return tensor.expand(shape + event).reshape(shape.numel(), -1)
+    return expand_rows(tensor, event_dim, shape).reshape(shape.numel(), -1)
 
 
 def normal_rows(
@@ -125,9 +155,9 @@ def normal_rows(
 
 def _generating(msg: Message, messages: Messages) -> Distribution:
     auxiliary = messages.get(f"{msg['name']}_unconstrained")
-    if auxiliary is None or auxiliary["value"].shape != msg["value"].shape:
+    if auxiliary is None or msg["infer"].get(FLOWED):
         return msg["fn"]
-    return auxiliary["fn"]
+    return auxiliary["fn"] if auxiliary["value"].shape == msg["value"].shape else msg["fn"]
 
 
 def _normal_parameters(fn: Distribution) -> tuple[Tensor, Tensor] | None:

@@ -54,6 +54,13 @@ def unrecorded(program: Program) -> Program:
     return program
 
 
+def recorded_like(program: Program, other: Program) -> Program:
+    """The other program under the recording handlers of the first."""
+    if not isinstance(program, Recorded):
+        return other
+    return Recorded(recorded_like(program.fn, other), program.handler)
+
+
 class Recorder:
     r"""Records the runs of a base ELBO and reweights the KL of the selected latents in them.
 
@@ -61,8 +68,6 @@ class Recorder:
     the KL weight :math:`w`, so that the base scores
 
     .. math:: -E_q[\log p(x \mid z)] + w \, \mathrm{KL}(q(z \mid x) \| p(z)).
-
-    A weight of exactly 0 masks the densities instead, since :math:`0 \cdot \infty` is nan.
 
     Args:
         selection: which latents the objective is about.
@@ -96,12 +101,13 @@ class Recorder:
         """The last ``count`` runs: the base may probe the plates in earlier ones."""
         return self.runs[-count:]
 
-    def reweight(self, msg: Message) -> None:
-        """Multiply the log density of a site by the KL weight."""
-        if self.kl_weight == 0:
-            msg["mask"] = False
-        elif self.kl_weight != 1:
-            msg["scale"] = msg["scale"] * self.kl_weight
+
+def reweight(msg: Message, weight: float) -> None:
+    """Multiply the log density of a site; a weight of 0 masks it, since 0 times inf is nan."""
+    if weight == 0:
+        msg["mask"] = False
+    elif weight != 1:
+        msg["scale"] = msg["scale"] * weight
 
 
 class _GuideRun(Messenger):
@@ -114,9 +120,10 @@ class _GuideRun(Messenger):
 
     def _pyro_sample(self, msg: Message) -> None:
         self.masks[msg["name"]] = msg["mask"]
-        if is_latent(msg) and self.recorder.selection.takes(msg):
+        hidden = msg["infer"].get("_do_not_trace")
+        if is_latent(msg) and not hidden and self.recorder.selection.takes(msg):
             self.run.selected.add(msg["name"])
-            self.recorder.reweight(msg)
+            reweight(msg, self.recorder.kl_weight)
 
     def _pyro_post_sample(self, msg: Message) -> None:
         if msg["infer"].get("enumerate") == "sequential" and "_enum_total" in msg["infer"]:
@@ -124,7 +131,8 @@ class _GuideRun(Messenger):
                 f"Site '{msg['name']}' is enumerated sequentially, which runs the guide once per "
                 "value: enumerate it in parallel, so that its rows can be weighted"
             )
-        self.run.guide[msg["name"]] = _with_mask(msg, self.masks)
+        if not msg["infer"].get("_do_not_trace"):
+            self.run.guide[msg["name"]] = _with_mask(msg, self.masks)
 
 
 class _ModelRun(Messenger):
@@ -137,7 +145,7 @@ class _ModelRun(Messenger):
     def _pyro_sample(self, msg: Message) -> None:
         self.masks[msg["name"]] = msg["mask"]
         if is_latent(msg) and msg["name"] in self.run.selected:
-            self.recorder.reweight(msg)
+            reweight(msg, self.recorder.kl_weight)
 
     def _pyro_post_sample(self, msg: Message) -> None:
         self.run.model[msg["name"]] = _with_mask(msg, self.masks)
@@ -211,35 +219,49 @@ def draw_prior(
     for name, msg in run.model.items():
         if name not in names and not msg["is_observed"] and (name in run.guide or _is_plate(msg)):
             kept.add_node(name, **msg)
-    redraw = _Redraw(stop_after=[name for name in run.model if name in names][-1])
+    redraw = _Redraw()
     with (
         poutine.block(hide_fn=lambda msg: msg["type"] == "sample"),
         _particle_plate(run.model),
         poutine.replay(trace=kept),
         redraw,
+        leaving_when(lambda: redraw.messages.keys() >= set(names)),
     ):
         unrecorded(model)(*args, **kwargs)
     return redraw.messages
 
 
-class _Drawn(BaseException):
-    """Leaves the model after the last latent; no ``except Exception`` of the user's may stop it."""
+class _Done(BaseException):
+    """Leaves a program; no ``except Exception`` of the user's may stop it."""
+
+
+class _Leave(Messenger):
+    def __init__(self, is_done: Callable[[], bool]) -> None:
+        super().__init__()
+        self.is_done = is_done
+
+    def _pyro_post_sample(self, msg: Message) -> None:
+        if self.is_done():
+            raise _Done
+
+
+@contextmanager
+def leaving_when(is_done: Callable[[], bool]) -> Iterator[None]:
+    """Run a program only up to the sample site after which ``is_done()``."""
+    try:
+        with _Leave(is_done):
+            yield
+    except _Done:
+        pass
 
 
 class _Redraw(Messenger):
-    def __init__(self, *, stop_after: str) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.stop_after = stop_after
         self.messages: Messages = {}
 
     def _pyro_post_sample(self, msg: Message) -> None:
         self.messages[msg["name"]] = msg.copy()
-        if msg["name"] == self.stop_after:
-            raise _Drawn
-
-    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> bool:
-        super().__exit__(exc_type, exc_value, traceback)
-        return exc_type is _Drawn
 
 
 def _is_plate(msg: Message) -> bool:

@@ -11,10 +11,13 @@ from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from pyro.distributions.torch import Independent
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.runtime import Message
-from pyro.poutine.util import site_is_subsample
+from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch.distributions import Distribution
 
 Messages: TypeAlias = dict[str, Message]
+
+FLOWED = "_flowed"
+"""Marks, in a site's ``infer``, a latent that a Hamiltonian flow has moved."""
 
 PARTICLE_PLATE = "num_particles_vectorized"
 """The plate under which Pyro's ELBOs vectorise their particles."""
@@ -23,6 +26,11 @@ PARTICLE_PLATE = "num_particles_vectorized"
 def is_latent(msg: Message) -> bool:
     """Whether a message is a draw of the program, neither an observation nor a minibatch."""
     return not msg["is_observed"] and not site_is_subsample(msg)
+
+
+def is_data(msg: Message) -> bool:
+    """Whether a message is an observation, neither a factor nor a deterministic value."""
+    return msg["is_observed"] and not site_is_factor(msg) and not msg["infer"].get("_deterministic")
 
 
 def row_plates(msg: Message) -> tuple[CondIndepStackFrame, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_infovae.kernels import RBF, Kernel
 from pyro_infovae.mmd import mmd_squared, mmd_squared_normal
-from pyro_infovae.penalised_elbo import Group, PenalisedELBO
+from pyro_infovae.penalised_elbo import Group, PenalisedELBO, Regularizer
 from pyro_infovae.rows import Rows, normal_rows
 
 Estimator: TypeAlias = Literal["unbiased", "biased", "closed_form"]
@@ -48,6 +48,9 @@ class TraceMMD_ELBO(PenalisedELBO):
             V-statistic, at least 0) or ``"closed_form"`` (no sampling; one latent per group whose
             guide and prior are diagonal normals, RBF kernels).
         prior_draws: draws from the prior per datum.
+        regularizer: a further penalty of yours: a function of each group's
+            :class:`~pyro_infovae.rows.Rows` (latents, data, weights, N) to a scalar in nats.
+        regularizer_weight: the factor on it.
         base: the ELBO that the penalty is added to; by default the closed-form KL where it is
             valid, a sampled one otherwise. Its particle settings are the objective's.
         num_particles: draws per datum of the default base; the penalty pools them.
@@ -88,6 +91,8 @@ class TraceMMD_ELBO(PenalisedELBO):
         sites: Iterable[str] | None = None,
         estimator: Estimator = "unbiased",
         prior_draws: int = 1,
+        regularizer: Regularizer | None = None,
+        regularizer_weight: float = 1.0,
         base: ELBO | None = None,
         num_particles: int = 1,
         max_plate_nesting: float = math.inf,
@@ -95,6 +100,8 @@ class TraceMMD_ELBO(PenalisedELBO):
     ) -> None:
         super().__init__(
             sites=sites,
+            regularizer=regularizer,
+            regularizer_weight=regularizer_weight,
             base=base,
             num_particles=num_particles,
             max_plate_nesting=max_plate_nesting,

@@ -118,14 +118,21 @@ def test_free_schedule_equals_the_other_half() -> None:
 
 
 def test_quadratic_ends_at_exactly_one() -> None:
-    for beta_0 in jnp.linspace(0.01, 1.0, 50, dtype=jnp.float32):
+    for beta_0 in np.linspace(0.01, 1.0, 50, dtype=np.float32):
         beta = tempering.inverse_temperatures(beta_0, 7)
         assert beta.dtype == jnp.float32
         assert beta[-1] == 1
 
 
-@pytest.mark.parametrize("kind", ["number", "dimension", "step", "step and dimension"])
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(
+    ("schedule", "kind"),
+    [
+        ("quadratic", "step and dimension"),
+        ("callable", "number"),
+        ("constant", "step"),
+        ("none", "dimension"),
+    ],
+)
 def test_flow_and_all_its_gradients_equal_the_other_half(schedule: str, kind: str) -> None:
     step_size, per_step = step_sizes(kind)
     u, rho = random_state()
@@ -148,11 +155,12 @@ def test_flow_and_all_its_gradients_equal_the_other_half(schedule: str, kind: st
         return sum(ends) + energy
 
     arguments = (u, rho, step_size, 0.3, weight)
-    value, gradients = jax.value_and_grad(
+    value_and_grad = jax.value_and_grad(
         lambda arguments: loss(
             integrators, arguments, checkpointing.checkpointed_gradient, tempering
         )
-    )(jax.tree.map(jnp.asarray, arguments))
+    )
+    value, gradients = jax.jit(value_and_grad)(jax.tree.map(jnp.asarray, arguments))
 
     tensors = to_torch(arguments)
     other = loss(
@@ -167,8 +175,9 @@ def test_flow_and_all_its_gradients_equal_the_other_half(schedule: str, kind: st
         np.testing.assert_allclose(ours, expected, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("kind", ["number", "step and dimension"])
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(
+    ("schedule", "kind"), [("quadratic", "step and dimension"), ("constant", "number")]
+)
 def test_jacobian_determinant(schedule: str, kind: str) -> None:
     step_size, per_step = step_sizes(kind)
     beta = tempering.inverse_temperatures(0.3, NUM_STEPS, SCHEDULES[schedule])
@@ -184,7 +193,7 @@ def test_jacobian_determinant(schedule: str, kind: str) -> None:
         )
         return jnp.concatenate([u["a"], u["b"][None], rho["a"], rho["b"][None]])
 
-    jacobian = jax.jacfwd(flow)(jnp.array([0.3, -0.5, 0.8, 0.4, 1.1, -0.7]))
+    jacobian = jax.jit(jax.jacfwd(flow))(jnp.array([0.3, -0.5, 0.8, 0.4, 1.1, -0.7]))
     expected = (beta[0] / beta[-1]) ** (3 / 2)
     np.testing.assert_allclose(np.linalg.det(jacobian), expected, rtol=1e-10)
 

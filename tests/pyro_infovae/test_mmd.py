@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pyro_infovae._normal_sums import NormalSums
+from pyro_infovae._normal_pairs import NormalPairs
 from pyro_infovae._pair_sums import Periods, Sample, weighted_mmd
-from pyro_infovae._radial_sums import RadialSums
+from pyro_infovae._radial_pairs import RadialPairs
 from pyro_infovae.kernels import IMQ, RBF, Kernel
 from pyro_infovae.mmd import mmd_squared, mmd_squared_normal
 from tests import reference
@@ -40,7 +40,7 @@ shapes = pytest.mark.parametrize("num_data", [None, 3], ids=["rows", "draws"])
 weighting = pytest.mark.parametrize("weighted", ["", "x", "y", "xy"])
 
 
-def weights(weighted: str) -> dict[str, Tensor | None]:
+def weights(weighted: str) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(1)
     draws = {"x": torch.rand(N, generator=generator), "y": torch.rand(M, generator=generator)}
     draws["x"][1] = 0.0
@@ -67,7 +67,11 @@ def test_mmd_squared_equals_the_loops(
     num_data: int | None,
 ) -> None:
     x, y = torch.randn(N, D), torch.randn(M, D) + 0.5
-    options = {"estimator": estimator, "num_data": num_data, **weights(weighted)}
+    options: dict[str, Any] = {
+        "estimator": estimator,
+        "num_data": num_data,
+        **weights(weighted),
+    }
     expected = reference.mmd_squared(x.numpy(), y.numpy(), pair_kernel, **as_numpy(options))
     actual = mmd_squared(x, y, kernel, **options)
     assert actual.shape == ()
@@ -83,12 +87,17 @@ def test_mmd_squared_normal_equals_the_loops(
     x_loc, x_scale = torch.randn(N, D), torch.rand(N, D)
     y_loc, y_scale = torch.randn(M, D) + 0.5, torch.rand(M, D)
     x_scale[0] = y_scale[1:4] = 0.0
-    rows = (x_loc, x_scale, y_loc, y_scale)
-    options = {"num_data": num_data, **weights(weighted)}
+    options: dict[str, Any] = {"num_data": num_data, **weights(weighted)}
     expected = reference.mmd_squared_normal(
-        *(a.numpy() for a in rows), lengthscales, **as_numpy(options)
+        x_loc.numpy(),
+        x_scale.numpy(),
+        y_loc.numpy(),
+        y_scale.numpy(),
+        lengthscales,
+        **as_numpy(options),
     )
-    assert mmd_squared_normal(*rows, kernel, **options).item() == pytest.approx(expected, rel=1e-11)
+    actual = mmd_squared_normal(x_loc, x_scale, y_loc, y_scale, kernel, **options)
+    assert actual.item() == pytest.approx(expected, rel=1e-11)
 
 
 @settings(deadline=None, max_examples=60)
@@ -115,7 +124,7 @@ def test_blocks_of_any_size_give_the_dense_sums(
     coefficients = (0.7, 1.1, -0.3)
 
     def term(a: Tensor, b: Tensor, v: Tensor, w: Tensor, period: int | None) -> float:
-        pairs = torch.exp(-torch.cdist(a, b) ** 2 / 2) * v[:, None] * w
+        pairs = torch.exp(-(torch.cdist(a, b) ** 2) / 2) * v[:, None] * w
         if period is not None:
             i, j = torch.arange(len(a))[:, None], torch.arange(len(b))
             pairs = pairs.masked_fill(i % period == j % period, 0.0)
@@ -124,10 +133,14 @@ def test_blocks_of_any_size_give_the_dense_sums(
     terms = (x, x, v, v), (y, y, w, w), (x, y, v, w)
     expected = sum(c * term(*t, p) for c, t, p in zip(coefficients, terms, periods, strict=True))
     points = weighted_mmd(
-        RadialSums(RBF(1.0), block_elements), Sample((x,), v), Sample((y,), w), periods, coefficients
+        RadialPairs(RBF(1.0), block_elements),
+        Sample((x,), v),
+        Sample((y,), w),
+        periods,
+        coefficients,
     )
     normals = weighted_mmd(
-        NormalSums((1.0,), block_elements),
+        NormalPairs((1.0,), block_elements),
         Sample((x, 0 * x), v),
         Sample((y, 0 * y), w),
         periods,
@@ -149,9 +162,9 @@ def test_float32_far_from_the_origin(kernel: Kernel, estimator: Any) -> None:
 
 def test_normals_in_float32() -> None:
     loc, scale = torch.randn(200, 5) + 100, torch.rand(200, 5)
-    rows = (loc, scale, torch.zeros(200, 5) + 100, torch.ones(200, 5))
-    exact = mmd_squared_normal(*rows, RBF())
-    single = mmd_squared_normal(*(a.float() for a in rows), RBF())
+    y_loc, y_scale = torch.zeros(200, 5) + 100, torch.ones(200, 5)
+    exact = mmd_squared_normal(loc, scale, y_loc, y_scale, RBF())
+    single = mmd_squared_normal(loc.float(), scale.float(), y_loc.float(), y_scale.float(), RBF())
     assert single.dtype == torch.float32
     assert abs(single.item() - exact.item()) < 1e-6
 
@@ -226,7 +239,9 @@ X, Y = np.zeros((4, 2)), np.zeros((6, 2))
     ],
 )
 def test_misuse_is_an_error(x: Any, y: Any, options: dict[str, Any], match: str) -> None:
-    tensors = {k: torch.tensor(v) if "weights" in k else v for k, v in options.items()}
+    tensors: dict[str, Any] = {
+        k: torch.tensor(v) if "weights" in k else v for k, v in options.items()
+    }
     with pytest.raises(ValueError, match=match):
         mmd_squared(torch.tensor(x), torch.tensor(y), RBF(), **tensors)
 

@@ -1,0 +1,320 @@
+r"""Critics: networks that score how well a code belongs to a datum.
+
+A critic takes x as (rows, *event) and z as (rows, features) and returns (rows,) scores T(x, z). Any
+function critic(x, z) that does so serves: an equinox or flax.nnx module, or
+`functools.partial(module.apply, variables)` of a flax.linen one. `ConcatCritic` and
+`SeparableCritic` are two that are ready and need no such library: `init` draws their parameters,
+`apply` scores with them, and `bind` makes a function critic(x, z) of both. `score_all_pairs` scores
+every x with every z.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, Shaped
+
+from numpyro_backend._blocks import score_in_blocks
+from numpyro_backend._layers import (
+    Activation,
+    Encoder,
+    Params,
+    activated_layers,
+    encode,
+    init_encoders,
+    init_layers,
+    linear,
+)
+
+# 16 MB for each layer of 256 units in float32.
+BLOCK_ROWS = 16384
+
+Critic = Callable[[Array, Array], Array]
+
+
+@dataclass(frozen=True)
+class ConcatCritic:
+    r"""A network on x and z side by side, after an encoder of each if given.
+
+    .. math:: T(x, z) = \mathrm{MLP}([e_x(x), e_z(z)])
+
+    The usual critic of MINE and InfoMax-VAE, where it is also called a mutual information chain. It
+    can learn any T, and scores n² pairs in n² passes of its layers after the first.
+
+    Args:
+        x_dim: features of x: the product of its event dims, or the width of `x_encoder`'s output.
+        z_dim: features of z, or the width of `z_encoder`'s output.
+        hidden: widths of the hidden layers.
+        activation: any elementwise function of an array.
+        x_encoder: an object with `init(rng_key)` and `apply(params, x)` that takes x in its own
+            shape, a convolutional network say; x is flattened to (rows, x_dim) if not given.
+        z_encoder: the same for z (rows, features).
+
+    Source:
+        Belghazi et al., "MINE: Mutual Information Neural Estimation", arXiv 1801.04062; Rezaabad,
+        Vishwanath, "Learning Representations by Maximizing Mutual Information in Variational
+        Autoencoders", arXiv 1912.13361.
+
+    Example:
+        >>> critic = ConcatCritic(x_dim=28 * 28, z_dim=8)
+        >>> params = critic.init(jax.random.key(0))
+        >>> critic.apply(params, jnp.zeros((5, 28, 28)), jnp.zeros((5, 8))).shape
+        (5,)
+    """
+
+    x_dim: int
+    z_dim: int
+    hidden: Sequence[int] = (256, 256)
+    _: KW_ONLY
+    activation: Activation = jax.nn.relu
+    x_encoder: Encoder | None = None
+    z_encoder: Encoder | None = None
+
+    def init(self, rng_key: Key[Array, ""]) -> Params:
+        """Draw parameters, those of the encoders included."""
+        network_key, encoder_key = jax.random.split(rng_key)
+        first, *rest = init_layers(network_key, [self.x_dim + self.z_dim, *self.hidden, 1])
+        return {
+            "first": first,
+            "rest": rest,
+            **init_encoders(encoder_key, self.x_encoder, self.z_encoder),
+        }
+
+    def apply(
+        self, params: Params, x: Shaped[Array, " rows *event"], z: Float[Array, " rows features"]
+    ) -> Float[Array, " rows"]:
+        """Score each row of x with the same row of z.
+
+        Raises:
+            ValueError: if x and z differ in rows, or their features from x_dim and z_dim.
+        """
+        _check_rows(x, z)
+        features = jnp.concatenate(self._encode(params, x, z), 1)
+        hidden = linear(params["first"], features)
+        return activated_layers(params["rest"], self.activation, hidden).squeeze(1)
+
+    def project(
+        self, params: Params, x: Shaped[Array, " n *event"], z: Float[Array, " m features"]
+    ) -> tuple[Float[Array, " n width"], Float[Array, " m width"]]:
+        """Each side's share of the first layer, once per row however many pairs it is in."""
+        x, z = self._encode(params, x, z)
+        x_kernel, z_kernel = jnp.split(params["first"]["kernel"], [self.x_dim])
+        return linear({"kernel": x_kernel, "bias": params["first"]["bias"]}, x), z @ z_kernel
+
+    def score_projected(
+        self, params: Params, x: Float[Array, " n width"], z: Float[Array, " m width"]
+    ) -> Float[Array, " n m"]:
+        """Score all pairs of what `project` returned."""
+        hidden = x[:, None] + z[None]
+        return activated_layers(params["rest"], self.activation, hidden).squeeze(2)
+
+    def bind(self, params: Params) -> "BoundConcatCritic":
+        """Make a function critic(x, z)."""
+        return BoundConcatCritic(self, params)
+
+    def _encode(self, params: Params, x: Array, z: Array) -> tuple[Array, Array]:
+        return (
+            encode("x", x, self.x_dim, self.x_encoder, params, z.dtype),
+            encode("z", z, self.z_dim, self.z_encoder, params, z.dtype),
+        )
+
+
+@dataclass(frozen=True)
+class SeparableCritic:
+    r"""The inner product of an embedding of x and an embedding of z.
+
+    .. math:: T(x, z) = f(e_x(x)) \cdot g(e_z(z))
+
+    All n² pairs cost 2n passes of the networks and one matrix product, so it suits many negatives;
+    T has rank `embed_dim` at most. The product is not divided by :math:`\sqrt{\texttt{embed_dim}}`:
+    with the usual initial weights the scores start near 0 anyway, and the learning rate is kept.
+
+    Args:
+        x_dim: features of x: the product of its event dims, or the width of `x_encoder`'s output.
+        z_dim: features of z, or the width of `z_encoder`'s output.
+        hidden: widths of the hidden layers of both f and g.
+        embed_dim: width of the embeddings.
+        activation: any elementwise function of an array.
+        x_encoder: an object with `init(rng_key)` and `apply(params, x)` that takes x in its own
+            shape, a convolutional network say; x is flattened to (rows, x_dim) if not given.
+        z_encoder: the same for z (rows, features).
+
+    Source:
+        van den Oord, Li, Vinyals, "Representation Learning with Contrastive Predictive Coding",
+        arXiv 1807.03748; compared with the other in Poole et al., arXiv 1905.06922.
+
+    Example:
+        >>> critic = SeparableCritic(x_dim=28 * 28, z_dim=8)
+        >>> params = critic.init(jax.random.key(0))
+        >>> critic.all_pairs(params, jnp.zeros((5, 28, 28)), jnp.zeros((5, 8))).shape
+        (5, 5)
+    """
+
+    x_dim: int
+    z_dim: int
+    hidden: Sequence[int] = (256, 256)
+    _: KW_ONLY
+    embed_dim: int = 32
+    activation: Activation = jax.nn.relu
+    x_encoder: Encoder | None = None
+    z_encoder: Encoder | None = None
+
+    def init(self, rng_key: Key[Array, ""]) -> Params:
+        """Draw parameters, those of the encoders included."""
+        x_key, z_key, encoder_key = jax.random.split(rng_key, 3)
+        return {
+            "x_embedding": init_layers(x_key, [self.x_dim, *self.hidden, self.embed_dim]),
+            "z_embedding": init_layers(z_key, [self.z_dim, *self.hidden, self.embed_dim]),
+            **init_encoders(encoder_key, self.x_encoder, self.z_encoder),
+        }
+
+    def apply(
+        self, params: Params, x: Shaped[Array, " rows *event"], z: Float[Array, " rows features"]
+    ) -> Float[Array, " rows"]:
+        """Score each row of x with the same row of z.
+
+        Raises:
+            ValueError: if x and z differ in rows, or their features from x_dim and z_dim.
+        """
+        _check_rows(x, z)
+        x, z = self._embed(params, x, z)
+        return (x * z).sum(1)
+
+    def all_pairs(
+        self, params: Params, x: Shaped[Array, " n *event"], z: Float[Array, " m features"]
+    ) -> Float[Array, " n m"]:
+        """Score every x with every z: entry (i, j) is apply of x_i and z_j."""
+        x, z = self._embed(params, x, z)
+        return x @ z.T
+
+    def bind(self, params: Params) -> "BoundSeparableCritic":
+        """Make a function critic(x, z)."""
+        return BoundSeparableCritic(self, params)
+
+    def _embed(self, params: Params, x: Array, z: Array) -> tuple[Array, Array]:
+        x = encode("x", x, self.x_dim, self.x_encoder, params, z.dtype)
+        z = encode("z", z, self.z_dim, self.z_encoder, params, z.dtype)
+        x_first, *x_rest = params["x_embedding"]
+        z_first, *z_rest = params["z_embedding"]
+        return (
+            activated_layers(x_rest, self.activation, linear(x_first, x)),
+            activated_layers(z_rest, self.activation, linear(z_first, z)),
+        )
+
+
+@dataclass(frozen=True)
+class BoundConcatCritic:
+    """A `ConcatCritic` with its parameters."""
+
+    critic: ConcatCritic
+    params: Params
+
+    def __call__(
+        self, x: Shaped[Array, " rows *event"], z: Float[Array, " rows features"]
+    ) -> Float[Array, " rows"]:
+        """Score each row of x with the same row of z."""
+        return self.critic.apply(self.params, x, z)
+
+
+@dataclass(frozen=True)
+class BoundSeparableCritic:
+    """A `SeparableCritic` with its parameters."""
+
+    critic: SeparableCritic
+    params: Params
+
+    def __call__(
+        self, x: Shaped[Array, " rows *event"], z: Float[Array, " rows features"]
+    ) -> Float[Array, " rows"]:
+        """Score each row of x with the same row of z."""
+        return self.critic.apply(self.params, x, z)
+
+    def all_pairs(
+        self, x: Shaped[Array, " n *event"], z: Float[Array, " m features"]
+    ) -> Float[Array, " n m"]:
+        """Score every x with every z."""
+        return self.critic.all_pairs(self.params, x, z)
+
+
+def score_all_pairs(
+    critic: Critic,
+    x: Shaped[Array, " n *event"],
+    z: Float[Array, " m features"],
+    *,
+    block_rows: int = BLOCK_ROWS,
+) -> Float[Array, " n m"]:
+    """Score every x with every z.
+
+    A critic with a method `all_pairs(x, z)` does it its own way. Any other is called on blocks of
+    pairs, whose inner values are computed again in the backward pass, so that memory stays bounded
+    by one block; a bound `ConcatCritic` computes its encoders and first layer only once per row.
+
+    Args:
+        critic: function that maps (rows, *event) and (rows, features) to (rows,) scores.
+        x: data, shape (n, *event).
+        z: codes, shape (m, features).
+        block_rows: most pairs in one block.
+
+    Returns:
+        Scores, entry (i, j) that of x_i and z_j.
+
+    Raises:
+        ValueError: if `block_rows` is not positive, or the critic's scores have another shape.
+
+    Example:
+        >>> critic = ConcatCritic(x_dim=3, z_dim=2)
+        >>> bound = critic.bind(critic.init(jax.random.key(0)))
+        >>> score_all_pairs(bound, jnp.zeros((5, 3)), jnp.zeros((4, 2))).shape
+        (5, 4)
+    """
+    if block_rows < 1:
+        raise ValueError(f"Expected block_rows >= 1; got {block_rows}")
+    all_pairs: Critic | None = getattr(critic, "all_pairs", None)
+    if all_pairs is not None:
+        scores = all_pairs(x, z)
+        if scores.shape != (x.shape[0], z.shape[0]):
+            raise ValueError(
+                f"Expected critic.all_pairs(x, z) of shape {(x.shape[0], z.shape[0])}; "
+                f"got {scores.shape}"
+            )
+        return scores
+    if isinstance(critic, BoundConcatCritic):
+        score_grid = partial(critic.critic.score_projected, critic.params)
+        return score_in_blocks(score_grid, *critic.critic.project(critic.params, x, z), block_rows)
+    return score_in_blocks(partial(_score_grid, critic), x, z, block_rows)
+
+
+def check_scores(scores: Shaped[Array, " *shape"], rows: int) -> None:
+    """Check that a critic returned one score per row.
+
+    Args:
+        scores: what critic(x, z) returned.
+        rows: rows of x and z.
+
+    Raises:
+        ValueError: if `scores` is not of shape (rows,).
+
+    Example:
+        >>> check_scores(jnp.zeros(5), rows=5)
+    """
+    if scores.shape == (rows,):
+        return
+    remedy = "squeeze its last dimension" if scores.shape == (rows, 1) else "one score per row"
+    raise ValueError(f"Expected critic(x, z) of shape ({rows},); got {scores.shape}: {remedy}.")
+
+
+def _score_grid(critic: Critic, x: Array, z: Array) -> Array:
+    rows, columns = x.shape[0], z.shape[0]
+    scores = critic(jnp.repeat(x, columns, axis=0), jnp.tile(z, (rows,) + (1,) * (z.ndim - 1)))
+    check_scores(scores, rows * columns)
+    return scores.reshape(rows, columns)
+
+
+def _check_rows(x: Array, z: Array) -> None:
+    if x.shape[0] != z.shape[0]:
+        raise ValueError(
+            f"Expected x and z with the same number of rows; got {x.shape[0]} and {z.shape[0]}: "
+            "score_all_pairs scores every x with every z."
+        )

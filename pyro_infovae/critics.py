@@ -1,0 +1,261 @@
+r"""Critics: networks that score how well a code belongs to a datum.
+
+A critic takes x as (rows, *event) and z as (rows, features) and returns (rows,) scores T(x, z). Any
+`torch.nn.Module` that does so serves; `ConcatCritic` and `SeparableCritic` are two that are ready.
+`score_all_pairs` scores every x with every z.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+from torch.nn.functional import linear
+
+from pyro_infovae._blocks import score_in_blocks
+from pyro_infovae._layers import Activation, activated_layers, encode
+
+# 16 MB for each layer of 256 units in float32.
+BLOCK_ROWS = 16384
+
+
+class ConcatCritic(torch.nn.Module):
+    r"""A network on x and z side by side, after an encoder of each if given.
+
+    .. math:: T(x, z) = \mathrm{MLP}([e_x(x), e_z(z)])
+
+    The usual critic of MINE and InfoMax-VAE, where it is also called a mutual information chain. It
+    can learn any T, and scores n² pairs in n² passes of its layers after the first.
+
+    Args:
+        x_dim: features of x: the product of its event dims, or the width of `x_encoder`'s output.
+        z_dim: features of z, or the width of `z_encoder`'s output.
+        hidden: widths of the hidden layers.
+        activation: a module class, or any elementwise function of a tensor.
+        x_encoder: module that takes x in its own shape, a convolutional network say; x is
+            flattened to (rows, x_dim) if not given.
+        z_encoder: module that takes z (rows, features).
+
+    Source:
+        Belghazi et al., "MINE: Mutual Information Neural Estimation", arXiv 1801.04062; Rezaabad,
+        Vishwanath, "Learning Representations by Maximizing Mutual Information in Variational
+        Autoencoders", arXiv 1912.13361.
+
+    Example:
+        >>> critic = ConcatCritic(x_dim=28 * 28, z_dim=8)
+        >>> critic(torch.randn(5, 28, 28), torch.randn(5, 8)).shape
+        torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        x_dim: int,
+        z_dim: int,
+        hidden: Sequence[int] = (256, 256),
+        *,
+        activation: Activation = torch.nn.ReLU,
+        x_encoder: torch.nn.Module | None = None,
+        z_encoder: torch.nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.x_dim, self.z_dim = x_dim, z_dim
+        self.x_encoder, self.z_encoder = x_encoder, z_encoder
+        widths = [*hidden, 1]
+        self.first = torch.nn.Linear(x_dim + z_dim, widths[0])
+        self.rest = torch.nn.Sequential(*activated_layers(widths, activation))
+
+    def forward(
+        self, x: Shaped[Tensor, " rows *event"], z: Float[Tensor, " rows features"]
+    ) -> Float[Tensor, " rows"]:
+        """Score each row of x with the same row of z.
+
+        Raises:
+            ValueError: if x and z differ in rows, or their features from x_dim and z_dim.
+        """
+        _check_rows(x, z)
+        features = torch.cat(self._encode(x, z), 1)
+        scores: Tensor = self.rest(self.first(features)).squeeze(1)
+        return scores
+
+    def project(
+        self, x: Shaped[Tensor, " n *event"], z: Float[Tensor, " m features"]
+    ) -> tuple[Float[Tensor, " n width"], Float[Tensor, " m width"]]:
+        """Each side's share of the first layer, once per row however many pairs it is in."""
+        x, z = self._encode(x, z)
+        x_weight, z_weight = torch.split(self.first.weight, [self.x_dim, self.z_dim], 1)
+        return linear(x, x_weight, self.first.bias), linear(z, z_weight)
+
+    def score_projected(
+        self, x: Float[Tensor, " n width"], z: Float[Tensor, " m width"]
+    ) -> Float[Tensor, " n m"]:
+        """Score all pairs of what `project` returned."""
+        scores: Tensor = self.rest(x[:, None] + z).squeeze(2)
+        return scores
+
+    def _encode(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        return (
+            encode("x", x, self.x_dim, self.x_encoder, z.dtype),
+            encode("z", z, self.z_dim, self.z_encoder, z.dtype),
+        )
+
+
+class SeparableCritic(torch.nn.Module):
+    r"""The inner product of an embedding of x and an embedding of z.
+
+    .. math:: T(x, z) = f(e_x(x)) \cdot g(e_z(z))
+
+    All n² pairs cost 2n passes of the networks and one matrix product, so it suits many negatives;
+    T has rank `embed_dim` at most. The product is not divided by :math:`\sqrt{\texttt{embed_dim}}`:
+    with the usual initial weights the scores start near 0 anyway, and the learning rate is kept.
+
+    Args:
+        x_dim: features of x: the product of its event dims, or the width of `x_encoder`'s output.
+        z_dim: features of z, or the width of `z_encoder`'s output.
+        hidden: widths of the hidden layers of both f and g.
+        embed_dim: width of the embeddings.
+        activation: a module class, or any elementwise function of a tensor.
+        x_encoder: module that takes x in its own shape, a convolutional network say; x is
+            flattened to (rows, x_dim) if not given.
+        z_encoder: module that takes z (rows, features).
+
+    Source:
+        van den Oord, Li, Vinyals, "Representation Learning with Contrastive Predictive Coding",
+        arXiv 1807.03748; compared with the other in Poole et al., arXiv 1905.06922.
+
+    Example:
+        >>> critic = SeparableCritic(x_dim=28 * 28, z_dim=8)
+        >>> critic.all_pairs(torch.randn(5, 28, 28), torch.randn(5, 8)).shape
+        torch.Size([5, 5])
+    """
+
+    def __init__(
+        self,
+        x_dim: int,
+        z_dim: int,
+        hidden: Sequence[int] = (256, 256),
+        *,
+        embed_dim: int = 32,
+        activation: Activation = torch.nn.ReLU,
+        x_encoder: torch.nn.Module | None = None,
+        z_encoder: torch.nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.x_dim, self.z_dim = x_dim, z_dim
+        self.x_encoder, self.z_encoder = x_encoder, z_encoder
+        widths = [*hidden, embed_dim]
+        self.x_embedding, self.z_embedding = (
+            torch.nn.Sequential(
+                torch.nn.Linear(width, widths[0]), *activated_layers(widths, activation)
+            )
+            for width in (x_dim, z_dim)
+        )
+
+    def forward(
+        self, x: Shaped[Tensor, " rows *event"], z: Float[Tensor, " rows features"]
+    ) -> Float[Tensor, " rows"]:
+        """Score each row of x with the same row of z.
+
+        Raises:
+            ValueError: if x and z differ in rows, or their features from x_dim and z_dim.
+        """
+        _check_rows(x, z)
+        x, z = self._embed(x, z)
+        return (x * z).sum(1)
+
+    def all_pairs(
+        self, x: Shaped[Tensor, " n *event"], z: Float[Tensor, " m features"]
+    ) -> Float[Tensor, " n m"]:
+        """Score every x with every z: entry (i, j) is forward of x_i and z_j."""
+        x, z = self._embed(x, z)
+        return x @ z.T
+
+    def _embed(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        return (
+            self.x_embedding(encode("x", x, self.x_dim, self.x_encoder, z.dtype)),
+            self.z_embedding(encode("z", z, self.z_dim, self.z_encoder, z.dtype)),
+        )
+
+
+def score_all_pairs(
+    critic: torch.nn.Module,
+    x: Shaped[Tensor, " n *event"],
+    z: Float[Tensor, " m features"],
+    *,
+    block_rows: int = BLOCK_ROWS,
+) -> Float[Tensor, " n m"]:
+    """Score every x with every z.
+
+    A critic with a method `all_pairs(x, z)` does it its own way. Any other is called on blocks of
+    pairs, whose inner values are computed again in the backward pass, so that memory stays bounded
+    by one block; a `ConcatCritic` computes its encoders and first layer only once per row.
+
+    Args:
+        critic: module that maps (rows, *event) and (rows, features) to (rows,) scores.
+        x: data, shape (n, *event).
+        z: codes, shape (m, features).
+        block_rows: most pairs in one block.
+
+    Returns:
+        Scores, entry (i, j) that of x_i and z_j.
+
+    Raises:
+        ValueError: if `block_rows` is not positive, or the critic's scores have another shape.
+
+    Example:
+        >>> critic = ConcatCritic(x_dim=3, z_dim=2)
+        >>> score_all_pairs(critic, torch.randn(5, 3), torch.randn(4, 2)).shape
+        torch.Size([5, 4])
+    """
+    if block_rows < 1:
+        raise ValueError(f"Expected block_rows >= 1; got {block_rows}")
+    all_pairs: Callable[[Tensor, Tensor], Tensor] | None = getattr(critic, "all_pairs", None)
+    if all_pairs is not None:
+        scores = all_pairs(x, z)
+        if scores.shape != (x.shape[0], z.shape[0]):
+            raise ValueError(
+                f"Expected critic.all_pairs(x, z) of shape {(x.shape[0], z.shape[0])}; "
+                f"got {tuple(scores.shape)}"
+            )
+        return scores
+    if isinstance(critic, ConcatCritic):
+        return score_in_blocks(critic.score_projected, *critic.project(x, z), block_rows)
+    return score_in_blocks(partial(_score_grid, critic), x, z, block_rows)
+
+
+def check_scores(scores: Shaped[Tensor, " *shape"], rows: int) -> None:
+    """Check that a critic returned one score per row.
+
+    Args:
+        scores: what critic(x, z) returned.
+        rows: rows of x and z.
+
+    Raises:
+        ValueError: if `scores` is not of shape (rows,).
+
+    Example:
+        >>> check_scores(torch.zeros(5), rows=5)
+    """
+    if scores.shape == (rows,):
+        return
+    remedy = "squeeze its last dimension" if scores.shape == (rows, 1) else "one score per row"
+    raise ValueError(
+        f"Expected critic(x, z) of shape ({rows},); got {tuple(scores.shape)}: {remedy}."
+    )
+
+
+def _score_grid(critic: torch.nn.Module, x: Tensor, z: Tensor) -> Tensor:
+    rows, columns = x.shape[0], z.shape[0]
+    x = x[:, None].expand(rows, columns, *x.shape[1:]).flatten(0, 1)
+    z = z.expand(rows, *z.shape).flatten(0, 1)
+    scores: Tensor = critic(x, z)
+    check_scores(scores, rows * columns)
+    return scores.view(rows, columns)
+
+
+def _check_rows(x: Tensor, z: Tensor) -> None:
+    if x.shape[0] != z.shape[0]:
+        raise ValueError(
+            f"Expected x and z with the same number of rows; got {x.shape[0]} and {z.shape[0]}: "
+            "score_all_pairs scores every x with every z."
+        )

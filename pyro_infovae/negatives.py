@@ -1,0 +1,116 @@
+r"""Critic scores of joint rows, each datum with its own code, and of marginal ones, with others'.
+
+Codes z come as (particles, values, data, features), the values being those of discrete latents that
+are enumerated, data x as (particles, data, \*event). A negative is a code of another datum of the
+same particle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeAlias
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+
+from pyro_infovae.critics import check_scores, score_all_pairs
+from pyro_infovae.mutual_information import Bound, MutualInformationEstimate
+
+
+class PairScores(NamedTuple):
+    """Scores of every datum with its own codes, and with the codes ``others`` of its particle."""
+
+    joint: Float[Tensor, "particles values data"]
+    marginal: Float[Tensor, "particles data negatives"]
+    others: Int[Tensor, "particles data negatives"]
+
+
+Scorer: TypeAlias = Callable[[nn.Module, Tensor, Tensor], PairScores]
+
+
+def score_shifted(
+    critic: nn.Module,
+    x: Shaped[Tensor, " particles data *event"],
+    z: Float[Tensor, "particles values data features"],
+) -> PairScores:
+    """Scores against the codes rolled by a random offset, so that no datum meets its own."""
+    particles, values, num_data = z.shape[:3]
+    data = torch.arange(num_data, device=z.device)
+    offset = torch.randint(1, num_data, (particles, 1), device=z.device)
+    shifted = (data + offset) % num_data
+    others = shifted[..., None] + num_data * torch.arange(values, device=z.device)
+    rows = torch.arange(particles, device=z.device)[:, None, None]
+    repeated = x[:, :, None].expand(-1, -1, values, *x.shape[2:])
+    joint = _score(critic, repeated, z.transpose(1, 2)).transpose(1, 2)
+    return PairScores(joint, _score(critic, repeated, z.flatten(1, 2)[rows, others]), others)
+
+
+def score_all(
+    critic: nn.Module,
+    x: Shaped[Tensor, " particles data *event"],
+    z: Float[Tensor, "particles values data features"],
+) -> PairScores:
+    """Scores against the codes of all other data."""
+    particles, values, num_data = z.shape[:3]
+    pairs = torch.stack(
+        [score_all_pairs(critic, *block) for block in zip(x, z.flatten(1, 2), strict=True)]
+    )
+    data = torch.arange(num_data, device=z.device)
+    absent = data[:-1] + (data[:-1] >= data[:, None]).long()
+    columns = absent[:, None] + num_data * torch.arange(values, device=z.device)[:, None]
+    others = columns.flatten(1).expand(particles, -1, -1)
+    own = pairs.view(particles, num_data, values, num_data).diagonal(dim1=1, dim2=3)
+    return PairScores(own, pairs.gather(2, others), others)
+
+
+SCORERS: Mapping[str, Scorer] = {"shift": score_shifted, "all": score_all}
+"""Ways to choose the negatives, by name."""
+
+
+def by_particle(
+    rows: Shaped[Tensor, " rows *event"], *, runs: int, particles: int, num_data: int
+) -> Shaped[Tensor, " particles values data *event"]:
+    """Rows of several runs, each of some particles, by particle, enumerated value and datum."""
+    layout = (runs, -1, particles // runs, num_data)
+    return rows.reshape(*layout, *rows.shape[1:]).transpose(1, 2).flatten(0, 1)
+
+
+def bound_information(
+    bound: Bound,
+    scores: PairScores,
+    weights: Float[Tensor, "particles values data"] | None = None,
+) -> MutualInformationEstimate:
+    """The bound on the scores of all particles, pooled.
+
+    Args:
+        bound: one of :mod:`pyro_infovae.mutual_information`.
+        scores: the scores of joint and marginal rows.
+        weights: how much every code counts, as a datum's own and as a negative: 0 where it is
+            masked, and the probability of its enumerated value.
+    """
+    joint, marginal, others = scores
+    values = joint.shape[1]
+    if weights is None:
+        return bound(joint.flatten(), _per_row(marginal, values))
+    datum = weights.sum(1)[..., None]
+    negative = weights.flatten(1).gather(1, others.flatten(1)).view(others.shape)
+    return bound(
+        joint.flatten(),
+        _per_row(marginal, values),
+        joint_weights=weights.flatten(),
+        marginal_weights=_per_row(datum * negative, values),
+    )
+
+
+def _per_row(
+    marginal: Float[Tensor, "particles data negatives"], values: int
+) -> Float[Tensor, "rows negatives"]:
+    """A datum's negatives for each of its joint rows."""
+    return marginal[:, None].expand(-1, values, -1, -1).flatten(0, 2)
+
+
+def _score(critic: nn.Module, x: Tensor, z: Tensor) -> Tensor:
+    scores: Tensor = critic(x.flatten(0, 2), z.flatten(0, 2))
+    check_scores(scores, z.shape[:3].numel())
+    return scores.view(z.shape[:3])

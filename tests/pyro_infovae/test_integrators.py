@@ -1,0 +1,405 @@
+"""The flow against closed forms, Pyro's integrator, its Jacobian and finite differences."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from pyro.ops import integrator
+from torch import Tensor
+
+from pyro_infovae.checkpointing import checkpointed_gradient
+from pyro_infovae.integrators import (
+    differentiable_velocity_verlet,
+    potential_grad,
+    tempered_leapfrog,
+)
+from pyro_infovae.tempering import free_inverse_temperatures, inverse_temperatures
+
+Sites = dict[str, Tensor]
+
+
+def quartic(u: Sites) -> Tensor:
+    """A nonlinear potential that couples its two sites, row by row."""
+    return (
+        (0.5 * u["a"] ** 2).sum() + (u["b"] ** 4 / 4).sum() + (u["a"].sum(-1) * u["b"].sin()).sum()
+    )
+
+
+def force_of(potential: Callable[[Sites], Tensor]) -> Callable[[Sites], tuple[Sites, Tensor]]:
+    return partial(potential_grad, potential)
+
+
+def recomputed(potential: Callable[[Sites], Tensor]) -> Callable[[Sites], tuple[Sites, Tensor]]:
+    def gradient(u: Sites) -> tuple[Sites, Tensor]:
+        gradients, energy = checkpointed_gradient(
+            lambda *values: potential(dict(zip(u, values, strict=True))), tuple(u.values())
+        )
+        return dict(zip(u, gradients, strict=True)), energy
+
+    return gradient
+
+
+BETAS = {
+    "none": inverse_temperatures(1.0, 4, "none"),
+    "quadratic": inverse_temperatures(0.3, 4, "quadratic"),
+    "constant": inverse_temperatures(0.3, 4, "constant"),
+    "callable": inverse_temperatures(0.3, 4, lambda b, k, n: 0.9 * b ** (1 - k / n)),
+    "free": free_inverse_temperatures(torch.tensor([0.9, 0.6, 0.8, 0.7])),
+}
+BETAS = {name: beta.double() for name, beta in BETAS.items()}
+
+
+def step_sizes(kind: str) -> tuple[float | Tensor | dict[str, float | Tensor], bool]:
+    per_dimension = torch.tensor([0.05, 0.3])
+    return {
+        "number": (0.1, False),
+        "scalar": (torch.tensor(0.1), False),
+        "site": ({"a": 0.1, "b": torch.tensor(0.2)}, False),
+        "dimension": ({"a": per_dimension, "b": torch.tensor(0.2)}, False),
+        "step": (torch.tensor([0.1, 0.2, 0.05, 0.15]), True),
+        "step and dimension": (
+            {"a": torch.linspace(0.05, 0.3, 8).reshape(4, 2), "b": torch.linspace(0.1, 0.2, 4)},
+            True,
+        ),
+    }[kind]
+
+
+STEPS = ("number", "scalar", "site", "dimension", "step", "step and dimension")
+
+
+@pytest.mark.parametrize("kind", STEPS)
+@pytest.mark.parametrize("tempering", BETAS)
+def test_jacobian_determinant(tempering: str, kind: str) -> None:
+    """By fourth-order central differences, one row per shifted point."""
+    beta = BETAS[tempering]
+    step_size, per_step = step_sizes(kind)
+    start = torch.tensor([0.3, -0.5, 0.8, 0.4, 1.1, -0.7])
+    weights = torch.tensor([1.0, -8.0, 8.0, -1.0]) / 12
+    h = 1e-3
+    shifts = h * torch.tensor([-2.0, -1.0, 1.0, 2.0])
+    points = start + shifts[:, None, None] * torch.eye(6)
+
+    u, rho, _ = tempered_leapfrog(
+        {"a": points[..., 0:2], "b": points[..., 2]},
+        {"a": points[..., 3:5], "b": points[..., 5]},
+        force_of(quartic),
+        beta,
+        step_size=step_size,
+        per_step=per_step,
+    )
+    ends = torch.cat([u["a"], u["b"][..., None], rho["a"], rho["b"][..., None]], -1).detach()
+    jacobian = torch.einsum("s,sij->ji", weights, ends) / h
+    expected = (beta[0] / beta[-1]) ** (3 / 2)
+    torch.testing.assert_close(torch.linalg.det(jacobian), expected, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("tempering", BETAS)
+def test_oscillator_is_a_product_of_matrices(tempering: str) -> None:
+    beta = BETAS[tempering].numpy()
+    frequency = np.array([1.0, 2.5, 0.3])
+    epsilon = np.linspace(0.1, 0.5, 12).reshape(4, 3)
+    expected = np.empty((2, 3))
+    for i in range(3):
+        state = np.array([0.7, -0.4])
+        for k in range(4):
+            e, w2 = epsilon[k, i], frequency[i] ** 2
+            c = 1 - e**2 * w2 / 2
+            step = np.array([[c, e], [-e * w2 * (1 - e**2 * w2 / 4), c]])
+            state = np.diag([1.0, math.sqrt(beta[k] / beta[k + 1])]) @ step @ state
+        expected[:, i] = state
+
+    stiffness = torch.from_numpy(frequency) ** 2
+    u, rho, energy = tempered_leapfrog(
+        {"z": torch.full((3,), 0.7)},
+        {"z": torch.full((3,), -0.4)},
+        force_of(lambda u: 0.5 * (stiffness * u["z"] ** 2).sum()),
+        BETAS[tempering],
+        step_size=torch.from_numpy(epsilon),
+        per_step=True,
+    )
+    np.testing.assert_allclose(u["z"].detach(), expected[0], rtol=1e-13)
+    np.testing.assert_allclose(rho["z"].detach(), expected[1], rtol=1e-13)
+    np.testing.assert_allclose(
+        energy.detach(), (0.5 * frequency**2 * expected[0] ** 2).sum(), rtol=1e-13
+    )
+
+
+def untempered(
+    potential: Callable[[Sites], Tensor], u: Sites, rho: Sites, time: float, num_steps: int
+) -> tuple[Sites, Sites]:
+    beta = inverse_temperatures(1.0, num_steps, "none")
+    with torch.no_grad():
+        u, rho, _ = tempered_leapfrog(u, rho, force_of(potential), beta, step_size=time / num_steps)
+    return u, rho
+
+
+def test_oscillator_converges_at_second_order() -> None:
+    def error(num_steps: int) -> float:
+        start = {"z": torch.tensor(0.7)}, {"z": torch.tensor(-0.4)}
+        u, rho = untempered(lambda u: 0.5 * u["z"] ** 2, *start, 1.3, num_steps)
+        c, s = math.cos(1.3), math.sin(1.3)
+        return math.hypot(u["z"] - (0.7 * c - 0.4 * s), rho["z"] - (-0.7 * s - 0.4 * c))
+
+    assert error(20) < 1e-3
+    assert error(20) / error(40) == pytest.approx(4, rel=0.01)
+
+
+def test_free_fall_is_exact() -> None:
+    height, velocity = torch.tensor([10.0, 20.0]), torch.tensor([3.0, -1.0])
+    u, rho = untempered(lambda u: 9.8 * u["z"].sum(), {"z": height}, {"z": velocity}, 1.2, 7)
+    torch.testing.assert_close(u["z"], height + velocity * 1.2 - 9.8 * 1.2**2 / 2)
+    torch.testing.assert_close(rho["z"], velocity - 9.8 * 1.2)
+
+
+def test_energy_drift_is_of_second_order() -> None:
+    def largest_drift(num_steps: int) -> float:
+        u = {"a": torch.tensor([[0.3, -0.5]]), "b": torch.tensor([0.8])}
+        rho = {"a": torch.tensor([[0.4, 1.1]]), "b": torch.tensor([-0.7])}
+
+        def energy() -> float:
+            return float(quartic(u) + sum(0.5 * (r**2).sum() for r in rho.values()))
+
+        start, drift = energy(), 0.0
+        for _ in range(num_steps):
+            u, rho = untempered(quartic, u, rho, 4.0 / num_steps, 1)
+            drift = max(drift, abs(energy() - start))
+        return drift
+
+    assert largest_drift(100) < 5e-3
+    assert largest_drift(100) / largest_drift(200) == pytest.approx(4, rel=0.05)
+
+
+def test_reversible() -> None:
+    u = {"a": torch.tensor([[0.3, -0.5]]), "b": torch.tensor([0.8])}
+    rho = {"a": torch.tensor([[0.4, 1.1]]), "b": torch.tensor([-0.7])}
+    there, momentum = untempered(quartic, u, rho, 1.5, 10)
+    assert (there["a"] - u["a"]).abs().min() > 0.1
+    back, _ = untempered(quartic, there, {s: -r for s, r in momentum.items()}, 1.5, 10)
+    torch.testing.assert_close(back, u, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values_are_pyros_bit_for_bit(dtype: torch.dtype) -> None:
+    def state() -> tuple[Sites, Sites]:
+        generator = torch.Generator().manual_seed(1)
+        draw = partial(torch.randn, generator=generator, dtype=dtype)
+        return {"a": draw(5, 2), "b": draw(5)}, {"a": draw(5, 2), "b": draw(5)}
+
+    def velocity(r: Sites) -> Sites:
+        return {"a": 0.7 * r["a"], "b": r["b"].tanh()}
+
+    expected = integrator.velocity_verlet(*state(), quartic, velocity, 0.13, 5)
+    actual = differentiable_velocity_verlet(*state(), quartic, velocity, 0.13, 5)
+    for ours, theirs in zip(actual[:3], expected[:3], strict=True):
+        assert all(torch.equal(ours[site], theirs[site]) for site in ("a", "b"))
+    assert torch.equal(actual[3], expected[3])
+
+    z, r, _, energy = integrator.velocity_verlet(*state(), quartic, lambda r: r, 0.13, 5)
+    beta = inverse_temperatures(1.0, 5, "none")
+    for force in (force_of(quartic), recomputed(quartic)):
+        u, rho, potential = tempered_leapfrog(*state(), force, beta.to(dtype), step_size=0.13)
+        assert all(torch.equal(u[site], z[site]) for site in z)
+        assert all(torch.equal(rho[site], r[site]) for site in r)
+        assert torch.equal(potential, energy)
+
+
+def test_pyros_module_is_untouched() -> None:
+    before = (integrator.velocity_verlet, integrator._single_step_verlet, integrator.potential_grad)
+    weight = torch.ones(3, requires_grad=True)
+
+    def momentum(verlet: Callable[..., tuple[Sites, Sites, Sites, Tensor]]) -> Tensor:
+        z, r = {"z": torch.ones(3)}, {"z": torch.ones(3)}
+        return verlet(z, r, lambda z: (weight * z["z"] ** 2).sum(), lambda r: r, 0.1)[1]["z"]
+
+    momentum(differentiable_velocity_verlet).sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.abs().min() > 0.1
+    assert not momentum(integrator.velocity_verlet).requires_grad
+    assert before == (
+        integrator.velocity_verlet,
+        integrator._single_step_verlet,
+        integrator.potential_grad,
+    )
+    assert integrator.velocity_verlet.__globals__ is vars(integrator)
+
+
+def test_steps_cost_one_gradient_each_and_one_more() -> None:
+    calls = 0
+
+    def counted(u: Sites) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return quartic(u)
+
+    u = {"a": torch.randn(3, 2), "b": torch.randn(3)}
+    tempered_leapfrog(u, u, force_of(counted), BETAS["quadratic"], step_size=0.1)
+    assert calls == 5
+
+
+@pytest.mark.parametrize("force", [force_of, recomputed])
+@pytest.mark.parametrize("per_step", [False, True])
+@pytest.mark.parametrize("free", [False, True])
+def test_gradients_against_finite_differences(
+    force: Callable[..., Callable[[Sites], tuple[Sites, Tensor]]], per_step: bool, free: bool
+) -> None:
+    """In step sizes, beta_0 or the factors, the start, and the weights of a decoder."""
+    num_steps = 3
+    data = torch.randn(4, 3)
+
+    def endpoint(
+        epsilon_a: Tensor, epsilon_b: Tensor, temper: Tensor, u_a: Tensor, u_b: Tensor,
+        rho_a: Tensor, rho_b: Tensor, weight: Tensor, bias: Tensor,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        def potential(u: Sites) -> Tensor:
+            code = torch.cat([u["a"], u["b"][:, None]], -1)
+            error = (code @ weight + bias).tanh() - data
+            return 0.5 * (error**2).sum() + 0.5 * (code**2).sum()
+
+        beta = (
+            free_inverse_temperatures(temper) if free else inverse_temperatures(temper, num_steps)
+        )
+        u, rho, energy = tempered_leapfrog(
+            {"a": u_a, "b": u_b},
+            {"a": rho_a, "b": rho_b},
+            force(potential),
+            beta,
+            step_size={"a": epsilon_a, "b": epsilon_b},
+            per_step=per_step,
+        )
+        return u["a"], u["b"], rho["a"], rho["b"], energy
+
+    leading = (num_steps,) if per_step else ()
+    inputs = (
+        0.1 + 0.2 * torch.rand(*leading, 2), 0.1 + 0.2 * torch.rand(leading),
+        torch.tensor([0.9, 0.6, 0.8]) if free else torch.tensor(0.3),
+        torch.randn(4, 2), torch.randn(4), torch.randn(4, 2), torch.randn(4),
+        torch.randn(3, 3), torch.randn(3),
+    )  # fmt: skip
+    inputs = tuple(x.requires_grad_() for x in inputs)
+    assert torch.autograd.gradcheck(endpoint, inputs, eps=1e-5, atol=1e-6, rtol=1e-6)
+
+
+def test_importance_weights_of_the_flow_are_unbiased() -> None:
+    """E[w] = p(x), for z ~ N(0, I), x | z ~ N(Az, I/4) and q(u_0) = N(0, I)."""
+    num_draws, d, beta = 200_000, 3, inverse_temperatures(torch.tensor(0.3), 5)
+    loading, x = torch.randn(4, d), torch.tensor([0.5, -1.0, 0.3, 0.8])
+    normal = torch.distributions.Normal(0.0, 1.0)
+
+    def log_joint(u: Tensor) -> Tensor:
+        likelihood = torch.distributions.Normal(u @ loading.T, 0.5).log_prob(x)
+        return normal.log_prob(u).sum(-1) + likelihood.sum(-1)
+
+    u_0, rho_0 = torch.randn(num_draws, d), torch.randn(num_draws, d) / beta[0].sqrt()
+    with torch.no_grad():
+        u, rho, _ = tempered_leapfrog(
+            {"z": u_0},
+            {"z": rho_0},
+            recomputed(lambda u: -log_joint(u["z"]).sum()),
+            beta,
+            step_size=0.2,
+        )
+    start = torch.distributions.Normal(0.0, beta[0].rsqrt()).log_prob(rho_0)
+    log_w = (
+        log_joint(u["z"])
+        + normal.log_prob(rho["z"]).sum(-1)
+        - normal.log_prob(u_0).sum(-1)
+        - start.sum(-1)
+        + d / 2 * (beta[0] / beta[-1]).log()
+    )
+    evidence = torch.distributions.MultivariateNormal(
+        torch.zeros(4), loading @ loading.T + 0.25 * torch.eye(4)
+    ).log_prob(x)
+    weights = (log_w - evidence).exp()
+    standard_error = weights.std() / num_draws**0.5
+    assert standard_error < 0.01
+    assert (weights.mean() - 1).abs() < 4 * standard_error
+    assert log_w.mean() < evidence
+
+
+def test_the_force_is_partial_where_one_site_is_computed_from_another() -> None:
+    a = torch.randn(3, 2, requires_grad=True)
+    b = a.sum(-1)
+    gradient, _ = potential_grad(quartic, {"a": a, "b": b})
+    expected, _ = potential_grad(quartic, {"a": a.detach(), "b": b.detach()})
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=0)
+
+
+def test_no_graph_under_no_grad() -> None:
+    weight = torch.ones(3, 2, requires_grad=True)
+    u = {"a": torch.randn(3, 2), "b": torch.randn(3)}
+    with torch.no_grad():
+        state = tempered_leapfrog(
+            u,
+            u,
+            force_of(lambda u: quartic(u) + (weight * u["a"]).sum()),
+            BETAS["quadratic"],
+            step_size=weight[0, 0],
+        )
+    assert not any(t.requires_grad for t in (*state[0].values(), *state[1].values(), state[2]))
+
+
+def test_rows_do_not_touch_each_other() -> None:
+    u, rho = {"a": torch.randn(6, 2), "b": torch.randn(6)}, {"a": torch.randn(6, 2)}
+    rho["b"] = torch.randn(6)
+    flow = partial(tempered_leapfrog, potential_grad=force_of(quartic), step_size=0.2)
+    together, _, _ = flow(u, rho, inverse_temperatures=BETAS["quadratic"])
+    for i in range(6):
+        alone, _, _ = flow(
+            {s: x[i : i + 1] for s, x in u.items()},
+            {s: x[i : i + 1] for s, x in rho.items()},
+            inverse_temperatures=BETAS["quadratic"],
+        )
+        torch.testing.assert_close(alone, {s: x[i : i + 1] for s, x in together.items()})
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"rho": {"a": torch.ones(3, 2)}}, r"Expected rho of the sites \['a', 'b'\]; got \['a'\]"),
+        (
+            {"rho": {"a": torch.ones(3, 2), "b": torch.ones(3, 1)}},
+            r"Expected rho\['b'\] of shape \(3,\); got \(3, 1\)",
+        ),
+        (
+            {"inverse_temperatures": torch.ones(1)},
+            r"Expected inverse_temperatures of shape \(num_steps \+ 1,\), .*; got \(1,\)",
+        ),
+        (
+            {"step_size": {"a": 0.1}},
+            r"Expected step_size of the sites \['a', 'b'\]; got \['a'\]",
+        ),
+        (
+            {"step_size": {"a": torch.ones(3), "b": 0.1}},
+            r"Expected step_size of 'a' to broadcast to \(3, 2\); got shape \(3,\)",
+        ),
+        (
+            {"step_size": {"a": 0.1, "b": torch.ones(2, 3)}},
+            r"Expected step_size of 'b' to broadcast to \(3,\); got shape \(2, 3\)",
+        ),
+        (
+            {"step_size": 0.1, "per_step": True},
+            r"Expected step_size of 'a' with a leading axis of 4 steps; got shape \(\)",
+        ),
+        (
+            {"step_size": torch.ones(3), "per_step": True},
+            r"Expected step_size of 'a' with a leading axis of 4 steps; got shape \(3,\)",
+        ),
+        (
+            {"step_size": {"a": torch.ones(4, 3), "b": torch.ones(4)}, "per_step": True},
+            r"Expected step_size of 'a' to broadcast to \(3, 2\); got shape \(3,\) in each step",
+        ),
+    ],
+)
+def test_invalid_arguments(change: dict[str, object], match: str) -> None:
+    u = {"a": torch.ones(3, 2), "b": torch.ones(3)}
+    arguments = {
+        "rho": u,
+        "potential_grad": force_of(quartic),
+        "inverse_temperatures": BETAS["quadratic"],
+        "step_size": 0.1,
+    } | change
+    with pytest.raises(ValueError, match=match):
+        tempered_leapfrog(u, **arguments)  # type: ignore[arg-type]
