@@ -96,12 +96,15 @@ class RBF(RadialKernel):
         """Return the lengthscales for rows of ``num_features`` features."""
         return tuple(s * num_features**self.dimension_power for s in self.lengthscale)
 
-    def profile(self, squared_distance: Tensor, num_features: int) -> Tensor:  # noqa: D102
+    def profile(self, squared_distance: Tensor, num_features: int) -> Tensor:
+        r"""Return the sum of :math:`\exp(-r^2 / 2 \ell^2)` over the lengthscales."""
         return _sum((squared_distance * rate).exp() for rate in self._rates(num_features))
 
-    def profile_and_slope(  # noqa: D102
+    def profile_and_slope(
         self, squared_distance: Tensor, num_features: int
     ) -> tuple[Tensor, Tensor]:
+        r"""Return the sum and its derivative in :math:`r^2`."""
+
         def term(rate: float) -> tuple[Tensor, Tensor]:
             value = (squared_distance * rate).exp_()
             return value, value * rate
@@ -164,12 +167,15 @@ class IMQ(RadialKernel):
         """Return the scales for rows of ``num_features`` features."""
         return tuple(c * num_features**self.dimension_power for c in self.scale)
 
-    def profile(self, squared_distance: Tensor, num_features: int) -> Tensor:  # noqa: D102
+    def profile(self, squared_distance: Tensor, num_features: int) -> Tensor:
+        r"""Return the sum of :math:`C / (C + r^2)` over the scales."""
         return _sum((squared_distance / c + 1).reciprocal() for c in self.scales(num_features))
 
-    def profile_and_slope(  # noqa: D102
+    def profile_and_slope(
         self, squared_distance: Tensor, num_features: int
     ) -> tuple[Tensor, Tensor]:
+        r"""Return the sum and its derivative in :math:`r^2`."""
+
         def term(c: float) -> tuple[Tensor, Tensor]:
             value = (squared_distance / c).add_(1).reciprocal_()
             return value, value.square().div_(-c)
@@ -188,12 +194,14 @@ class SumKernel(RadialKernel):
 
     terms: tuple[RadialKernel, ...]
 
-    def profile(self, squared_distance: Tensor, num_features: int) -> Tensor:  # noqa: D102
+    def profile(self, squared_distance: Tensor, num_features: int) -> Tensor:
+        """Return the sum of the terms' profiles."""
         return _sum(k.profile(squared_distance, num_features) for k in self.terms)
 
-    def profile_and_slope(  # noqa: D102
+    def profile_and_slope(
         self, squared_distance: Tensor, num_features: int
     ) -> tuple[Tensor, Tensor]:
+        """Return the sums of the terms' profiles and slopes."""
         return _sum_in_place(
             k.profile_and_slope(squared_distance, num_features) for k in self.terms
         )

@@ -136,10 +136,10 @@ def mmd_squared_normal(
                 f"got {tuple(scale.shape)}."
             )
     _check_samples(x_loc, y_loc, x_weights, y_weights, num_data, fewest=2)
-    sums = NormalPairs(rbf_lengthscales(kernel, x_loc.shape[1]))
+    pairs = NormalPairs(rbf_lengthscales(kernel, x_loc.shape[1]))
     x, y = _sample((x_loc, x_scale), x_weights), _sample((y_loc, y_scale), y_weights)
     periods = _periods(x, y, num_data)
-    return weighted_mmd(sums, x, y, periods, _coefficients(x, y, periods))
+    return weighted_mmd(pairs, x, y, periods, _coefficients(x, y, periods))
 
 
 def _sample(rows: tuple[Tensor, ...], weights: Tensor | None) -> Sample:

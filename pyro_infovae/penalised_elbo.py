@@ -132,7 +132,9 @@ class PenalisedELBO(ELBO):
         if isinstance(sites, str):
             sites = (sites,)
         super().__init__(
-            num_particles=base.num_particles, vectorize_particles=base.vectorize_particles
+            num_particles=base.num_particles,
+            vectorize_particles=base.vectorize_particles,
+            retain_graph=base.retain_graph,
         )
         self.base = base
         self.sites = None if sites is None else frozenset(sites)
@@ -201,7 +203,7 @@ class PenalisedELBO(ELBO):
         """
         if has_tensor_loss(self.base):
             loss = self.differentiable_loss(model, guide, *args, **kwargs)
-            _backward(loss, retain_graph=self.base.retain_graph)
+            _backward(loss, retain_graph=self.retain_graph)
             value = torch_item(loss)
             warn_if_nan(value, "loss")
             return float(value)
@@ -210,7 +212,7 @@ class PenalisedELBO(ELBO):
         with _graph_retained(self.base):
             value = self.base.loss_and_grads(*recorded, *args, **kwargs)
         penalty = self._penalties(recorder, model, args, kwargs)
-        _backward(penalty, retain_graph=self.base.retain_graph)
+        _backward(penalty, retain_graph=self.retain_graph)
         warn_if_nan(torch_item(penalty), "penalty")
         return float(value + torch_item(penalty))
 

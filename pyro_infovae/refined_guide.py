@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_infovae.flow import Posterior
 from pyro_infovae.initial_draw import InitialDraw, InitialSite
-from pyro_infovae.integrators import StepSize, tempered_leapfrog
+from pyro_infovae.integrators import tempered_leapfrog
 from pyro_infovae.runs import Program, reweight
 from pyro_infovae.sites import FLOWED, is_latent
 
@@ -33,9 +33,19 @@ class FlowSettings:
         inverse_temperatures: (num_steps + 1,).
     """
 
-    step_size: StepSize
+    step_size: Tensor | dict[str, Tensor]
     per_step: bool
     inverse_temperatures: Float[Tensor, " num_steps+1"]
+
+    def step_sizes(self, positions: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The step sizes per site, of its dtype and device."""
+        if isinstance(self.step_size, Tensor):
+            return {name: self.step_size.to(u) for name, u in positions.items()}
+        if self.step_size.keys() != positions.keys():
+            raise ValueError(
+                f"Expected step_size of the sites {sorted(positions)}; got {sorted(self.step_size)}"
+            )
+        return {name: self.step_size[name].to(u) for name, u in positions.items()}
 
 
 @dataclass(frozen=True)
@@ -109,7 +119,7 @@ class RefinedGuide:
             rho_0,
             posterior.potential_grad,
             settings.inverse_temperatures,
-            step_size=settings.step_size,
+            step_size=settings.step_sizes(start.unconstrained),
             per_step=settings.per_step,
         )
         finite = {
@@ -133,7 +143,7 @@ class RefinedGuide:
             )
             density = torch.where(finite[name], density, math.nan)
             with _InPlaceOf(site):
-                pyro.sample(name, Delta(end.constrained[name], density, site.event_dim))
+                pyro.sample(name, _delta(end.constrained[name], density, site.event_dim))
         return end.constrained
 
     def _log_density(
@@ -191,6 +201,11 @@ class _InPlaceOf(Messenger):
         msg["scale"] = self.site.scale
         msg["mask"] = self.site.mask
         msg["infer"] = {FLOWED: True}
+
+
+def _delta(value: Tensor, log_density: Tensor, event_dim: int) -> Delta:
+    # Unvalidated, for the log density of a row that diverged is nan.
+    return Delta(value, log_density, event_dim, validate_args=False)
 
 
 def _log_normal(rho: Tensor, beta: Tensor, batch_dim: int) -> Tensor:

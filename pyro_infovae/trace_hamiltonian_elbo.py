@@ -183,6 +183,8 @@ class TraceHamiltonian_ELBO(TensorLoss, Trace_ELBO):
 
     def _get_traces(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Iterator[Any]:
         self._row_log_probs = []
+        if self.vectorize_particles and self.max_plate_nesting == math.inf:
+            self._guess_max_plate_nesting(unrecorded(model), unrecorded(guide), args, kwargs)
         likelihood, prior, _ = self.prefactors.logp
         weighted = SiteWeights(observed=likelihood, latent=prior)(model)
         for traces in super()._get_traces(weighted, self.refine(model, guide), args, kwargs):

@@ -152,15 +152,15 @@ class TraceInfoMax_ELBO(PenalisedELBO):
         """-N alpha Î in nats, with the gradient of -Î for the critic."""
         group = self._only(groups)
         rows = group.posterior
-        self._warn_if_few(len(rows.values))
-        weight = rows.total * self.alpha
-        x = critic_data(self.data, group, len(rows.values), asker=type(self).__name__)
         arrange = partial(
             by_particle,
             runs=len(group.runs),
             particles=self.base.num_particles,
             num_data=self._num_data(group, rows),
         )
+        self._warn_if_few(len(rows.values))
+        weight = rows.total * self.alpha
+        x = critic_data(self.data, group, len(rows.values), asker=type(self).__name__)
         x, z = (arrange(_scale_gradient(tensor, weight)) for tensor in (x, rows.values))
         scores = SCORERS[self.negatives](self._critic(), x[:, 0], z)
         weights = None if rows.weights is None else arrange(rows.weights)
