@@ -39,6 +39,29 @@ class TestUnbiased:
         assert averages_to(values, 0.0)
         assert torch.tensor(values).std() > 0
 
+    def test_the_prior_is_drawn_for_the_same_minibatch(self) -> None:
+        """Guide and prior are all but the same points, so that even the biased MMD² is 0."""
+
+        def narrow(x: Tensor) -> None:
+            with pyro.plate("data", len(x), subsample_size=5) as index:
+                pyro.sample("z", dist.Normal(x[index, 0], 1e-6))
+
+        case = Programs(narrow, narrow, (programs.data(200),))
+        objective = TraceMMD_ELBO(0.0, 2.0, estimator="biased")
+        assert penalty(objective, case, seed=0) == pytest.approx(0.0, abs=1e-6)
+
+    @pytest.mark.parametrize("estimator", ["unbiased", "biased", "closed_form"])
+    def test_masked_rows_of_the_prior_count_for_nothing(self, estimator: str) -> None:
+        model, guide, (x,) = programs.covariate_prior()
+        mask = torch.arange(len(x)) % 3 != 0
+        model, guide = (pyro.poutine.mask(program, mask=mask) for program in (model, guide))
+        moved = torch.where(mask.unsqueeze(-1), x, x + 50.0)
+        objective = TraceMMD_ELBO(0.0, 2.0, estimator=estimator)
+        first, second = (
+            penalty(objective, Programs(model, guide, (data,)), seed=0) for data in (x, moved)
+        )
+        assert first == pytest.approx(second, rel=1e-9)
+
     def test_a_joint_mismatch_is_seen_that_no_marginal_shows(self) -> None:
         def model(x: Tensor) -> None:
             with pyro.plate("data", len(x)):
@@ -247,8 +270,11 @@ class TestGuides:
         exact = penalty(closed, case, seed=0)
         assert averages_to([penalty(sampled, case, seed=i) for i in range(100)], exact)
 
+    @pytest.mark.parametrize("sites", [None, ["z"]])
     @pytest.mark.parametrize("alpha", [0.5, 1.0])
-    def test_auto_normal_kl_is_reweighted_whole(self, alpha: float) -> None:
+    def test_auto_normal_kl_is_reweighted_whole(
+        self, alpha: float, sites: list[str] | None
+    ) -> None:
         model, _, args = programs.vae()
         guide = AutoNormal(model)
         guide(*args)
@@ -256,7 +282,7 @@ class TestGuides:
         kls = []
         for weight in (0.0, alpha):
             pyro.set_rng_seed(0)
-            objective = TraceMMD_ELBO(weight, 1 - weight + 1e-12)
+            objective = TraceMMD_ELBO(weight, 1 - weight + 1e-12, sites=sites)
             kls.append(objective.loss(model, guide, *case.args))
         pyro.set_rng_seed(0)
         draw = pyro.poutine.trace(guide).get_trace(*args)
