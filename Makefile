@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEMO_ARGS ?=
 TEST_ARGS ?=
+# The networks here are too small to gain from threads, which wait for each other on a busy machine.
+export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test lint clean
 

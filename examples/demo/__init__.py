@@ -1,0 +1,1 @@
+"""The parts of `compare_objectives.py`: data, model, training, evaluation, table and figures."""
