@@ -1,4 +1,4 @@
-"""Row sums of the mean of an RBF kernel over samples of diagonal normals."""
+"""The mean of an RBF kernel under diagonal normals, for sums over blocks of pairs."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class _Normals(NamedTuple):
 
 @dataclass(frozen=True)
 class NormalPairs:
-    r"""The row sums of :math:`\bar k = E\,k(a, b)` and of its derivatives.
+    r"""The kernel's mean :math:`\bar k = E\,k(a, b)`.
 
     With :math:`t = \ell^2 + s_a^2 + s_b^2` in each dimension,
 

@@ -70,7 +70,8 @@ def _mean(x: Sample) -> Float[Tensor, " d"]:
     (points,) = x.rows
     if x.weights is None:
         return points.mean(0)
-    return x.weights @ points / x.weights.sum().clamp(min=torch.finfo(points.dtype).tiny)
+    total = x.weights.sum()
+    return x.weights @ points / torch.where(total > 0, total, 1.0)
 
 
 def _factored(x: Sample, centre: Float[Tensor, " d"]) -> _Points:

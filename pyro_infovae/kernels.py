@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Self
+from typing import Self, final
 
 import torch
 from jaxtyping import Float
@@ -44,6 +44,7 @@ class RadialKernel(ABC):
         return SumKernel((*_terms(self), *_terms(other)))
 
 
+@final
 @dataclass(frozen=True, init=False)
 class RBF(RadialKernel):
     r"""The Gaussian kernel, or a sum of Gaussian kernels.
@@ -115,6 +116,7 @@ class RBF(RadialKernel):
         return tuple(-0.5 / s**2 for s in self.lengthscales(num_features))
 
 
+@final
 @dataclass(frozen=True, init=False)
 class IMQ(RadialKernel):
     r"""The inverse multiquadratic kernel, or a sum of them.
@@ -183,6 +185,7 @@ class IMQ(RadialKernel):
         return _sum_in_place(term(c) for c in self.scales(num_features))
 
 
+@final
 @dataclass(frozen=True)
 class SumKernel(RadialKernel):
     """The sum of several radial kernels; ``k1 + k2`` makes one.

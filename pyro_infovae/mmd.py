@@ -45,7 +45,8 @@ def mmd_squared(
         y: rows of the other.
         kernel: a radial kernel, or any function (x, y) -> matrix (n, m).
         estimator: ``"unbiased"`` or ``"biased"``.
-        x_weights: nonnegative weights of the rows of x; 0 masks a row, whatever it holds.
+        x_weights: nonnegative weights of the rows of x, or a mask; what a row of weight 0 holds,
+            be it nan, makes no difference.
         y_weights: the same for y.
         num_data: rows are several draws of ``num_data`` data, row r being a draw for datum
             ``r % num_data``, in x and y alike. By default every row is a datum of its own.

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_infovae._normal_pairs import NormalPairs
 from pyro_infovae._pair_sums import Periods, Sample, weighted_mmd
 from pyro_infovae._radial_pairs import RadialPairs
-from pyro_infovae.kernels import IMQ, RBF, Kernel
+from pyro_infovae.kernels import IMQ, RBF, Kernel, RadialKernel
 from pyro_infovae.mmd import mmd_squared, mmd_squared_normal
 from tests import reference
 
@@ -207,6 +207,34 @@ def test_too_few_effective_rows_give_zero_and_zero_gradients(
         assert value.item() == 0.0
         for gradient in torch.autograd.grad(value, (x, y, w)):
             assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+@given(seed=st.integers(0, 2**16))
+@settings(deadline=None, max_examples=30)
+def test_draws_of_one_datum_are_no_pair_however_rounded(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(15, 2, generator=generator, dtype=torch.float32)
+    w = torch.rand(15, generator=generator, dtype=torch.float32)
+    w[torch.arange(15) % 5 != 2] = 0.0
+    assert mmd_squared(x, x, RBF(), x_weights=w, num_data=5).item() == 0.0
+
+
+class Laplace(RadialKernel):
+    """A kernel of one's own, that takes the root of the squared distance."""
+
+    def profile(self, squared_distance: Tensor, num_features: int) -> Tensor:
+        return torch.exp(-squared_distance.sqrt())
+
+    def profile_and_slope(
+        self, squared_distance: Tensor, num_features: int
+    ) -> tuple[Tensor, Tensor]:
+        raise AssertionError("The slope is not needed.")
+
+
+def test_squared_distances_are_never_negative() -> None:
+    x = torch.randn(20, 8).float().repeat(2, 1) + 5
+    assert Laplace()(x, x).isfinite().all()
+    assert mmd_squared(x, x, Laplace(), estimator="biased").item() == pytest.approx(0, abs=1e-3)
 
 
 def test_biased_is_zero_between_equal_samples_and_never_negative() -> None:

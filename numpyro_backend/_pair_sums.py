@@ -1,0 +1,201 @@
+r"""The maximum mean discrepancy with its gradient, summed over blocks of pairs.
+
+A *row sum* is :math:`\sum_j w_j f(x_i, y_j)`: one number for each row i, from a function of pairs
+and the weights of the rows j. The kernel's row sums give the value, and those of its derivatives
+the gradient. Both are worked out while a block of pairs is at hand, so that no more than one block
+exists at a time; backward only scales the gradient.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+BLOCK_ROWS = 2**10
+"""Rows on either side of a block of pairs: few megabytes, yet few blocks."""
+
+Side = Any
+"""A kernel's own NamedTuple of arrays (features, n): a sample as its blocks want it."""
+
+RowSums = tuple[Float[Array, "_ n"], ...]
+"""The kernel's row sums (1, n) and, if asked for, those of its derivatives."""
+
+
+class Sample(NamedTuple):
+    """Rows, described by one or more arrays (n, d), and their weights; None for ones."""
+
+    rows: tuple[Array, ...]
+    weights: Float[Array, " n"] | None
+
+
+class Periods(NamedTuple):
+    """The pairs each sum leaves out: ``i % period == j % period``; None keeps all."""
+
+    xx: int | None = None
+    yy: int | None = None
+    xy: int | None = None
+
+
+Coefficients = tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]
+
+
+class PairKernel(Protocol):
+    """A kernel that can be summed over blocks of pairs."""
+
+    @property
+    def block_rows(self) -> int:
+        """The rows on either side of a block, at most."""
+
+    def prepare(self, x: Sample, y: Sample) -> tuple[Side, Side]:
+        """Return both samples as sides; rows of zeros added to a side count for nothing."""
+
+    def columns(self, x: Side, derivatives: bool) -> tuple[int, ...]:
+        """Return the number of row sums: the kernel's and, if asked for, its derivatives'."""
+
+    def row_sums(
+        self, x: Side, y: Side, left_out: Bool[Array, "n m"] | None, derivatives: bool
+    ) -> tuple[RowSums, RowSums]:
+        """Return the row sums of x over y and of y over x."""
+
+    def gradient(self, x: Side, sums: RowSums) -> tuple[tuple[Array, ...], Array]:
+        """Return the gradient with respect to a sample's rows and weights, given its row sums."""
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def weighted_mmd(
+    kernel: PairKernel, x: Sample, y: Sample, periods: Periods, coefficients: Coefficients
+) -> Float[Array, ""]:
+    r"""Return :math:`a S_{xx} + b S_{yy} + c S_{xy}`, where S sums over the weighted pairs.
+
+    Args:
+        kernel: the kernel.
+        x: one sample.
+        y: the other.
+        periods: the pairs that each sum leaves out.
+        coefficients: a, b and c.
+    """
+    x_side, y_side = kernel.prepare(x, y)
+    (xx,) = _sums_within(kernel, x_side, periods.xx, derivatives=False)
+    (yy,) = _sums_within(kernel, y_side, periods.yy, derivatives=False)
+    (xy,), _ = _sums_across(kernel, x_side, y_side, periods.xy, derivatives=False)
+    a, b, c = coefficients
+    return a * _total(xx, x) + b * _total(yy, y) + c * _total(xy, x)
+
+
+def _forward(
+    kernel: PairKernel, x: Sample, y: Sample, periods: Periods, coefficients: Coefficients
+) -> tuple[Array, tuple[Sample, Sample, Coefficients]]:
+    x_side, y_side = kernel.prepare(x, y)
+    xx = _sums_within(kernel, x_side, periods.xx, derivatives=True)
+    yy = _sums_within(kernel, y_side, periods.yy, derivatives=True)
+    xy, yx = _sums_across(kernel, x_side, y_side, periods.xy, derivatives=True)
+
+    def gradient(sample: Sample, side: Side, weight: Array, own: RowSums, other: RowSums) -> Sample:
+        sums = tuple(2 * weight * s + c * t for s, t in zip(own, other, strict=True))
+        rows, weights = kernel.gradient(side, sums)
+        return Sample(rows, None if sample.weights is None else weights)
+
+    a, b, c = coefficients
+    totals = _total(xx[0], x), _total(yy[0], y), _total(xy[0], x)
+    value = a * totals[0] + b * totals[1] + c * totals[2]
+    return value, (gradient(x, x_side, a, xx, xy), gradient(y, y_side, b, yy, yx), totals)
+
+
+def _backward(
+    kernel: PairKernel, periods: Periods, gradients: tuple[Any, ...], grad_value: Array
+) -> tuple[Any, ...]:
+    return jax.tree.map(lambda g: grad_value * g, gradients)
+
+
+weighted_mmd.defvjp(_forward, _backward)
+
+
+def _sums_within(kernel: PairKernel, x: Side, period: int | None, derivatives: bool) -> RowSums:
+    """Return the row sums of a sample over itself."""
+    n = x[0].shape[1]
+    if n <= kernel.block_rows:
+        return kernel.row_sums(x, x, _left_out(n, n, 0, period), derivatives)[0]
+    blocks = _cut(x, kernel.block_rows)
+    count, _, size = blocks[0].shape
+
+    def add(sums: RowSums, block: tuple[Array, Array]) -> tuple[RowSums, None]:
+        i, j = block
+        left_out = _left_out(size, size, (i - j) * size, period)
+        of_rows, of_columns = kernel.row_sums(
+            _take(blocks, i), _take(blocks, j), left_out, derivatives
+        )
+        # The pairs before the diagonal mirror those after it.
+        mirrored = tuple(jnp.where(i == j, 0, sums) for sums in of_columns)
+        return _add(_add(sums, i, of_rows), j, mirrored), None
+
+    zeros = _zeros(kernel, x, blocks, derivatives)
+    sums, _ = jax.lax.scan(add, zeros, jnp.triu_indices(count))
+    return _join(sums, x)
+
+
+def _sums_across(
+    kernel: PairKernel, x: Side, y: Side, period: int | None, derivatives: bool
+) -> tuple[RowSums, RowSums]:
+    """Return the row sums of x over y, and of y over x."""
+    n, m = x[0].shape[1], y[0].shape[1]
+    if max(n, m) <= kernel.block_rows:
+        return kernel.row_sums(x, y, _left_out(n, m, 0, period), derivatives)
+    x_blocks, y_blocks = _cut(x, kernel.block_rows), _cut(y, kernel.block_rows)
+    (x_count, _, x_size), (y_count, _, y_size) = x_blocks[0].shape, y_blocks[0].shape
+
+    def add(
+        sums: tuple[RowSums, RowSums], block: tuple[Array, Array]
+    ) -> tuple[tuple[RowSums, RowSums], None]:
+        i, j = block
+        left_out = _left_out(x_size, y_size, i * x_size - j * y_size, period)
+        of_x, of_y = kernel.row_sums(_take(x_blocks, i), _take(y_blocks, j), left_out, derivatives)
+        return (_add(sums[0], i, of_x), _add(sums[1], j, of_y)), None
+
+    zeros = _zeros(kernel, x, x_blocks, derivatives), _zeros(kernel, y, y_blocks, derivatives)
+    i, j = jnp.indices((x_count, y_count)).reshape(2, -1)
+    (x_sums, y_sums), _ = jax.lax.scan(add, zeros, (i, j))
+    return _join(x_sums, x), _join(y_sums, y)
+
+
+def _cut(side: Side, block_rows: int) -> Side:
+    """Cut a side's arrays (features, n) into blocks (count, features, size), filled with zeros."""
+    size = min(block_rows, side[0].shape[1])
+
+    def cut(a: Array) -> Array:
+        filled = jnp.pad(a, ((0, 0), (0, -a.shape[1] % size)))
+        return filled.reshape(a.shape[0], -1, size).swapaxes(0, 1)
+
+    return jax.tree.map(cut, side)
+
+
+def _join(sums: RowSums, side: Side) -> RowSums:
+    """Undo the cut for row sums (count, columns, size)."""
+    n = side[0].shape[1]
+    return tuple(s.swapaxes(0, 1).reshape(s.shape[1], -1)[:, :n] for s in sums)
+
+
+def _take(blocks: Side, i: Array) -> Side:
+    return jax.tree.map(lambda a: a[i], blocks)
+
+
+def _zeros(kernel: PairKernel, side: Side, blocks: Side, derivatives: bool) -> RowSums:
+    count, _, size = blocks[0].shape
+    columns = kernel.columns(side, derivatives)
+    return tuple(jnp.zeros((count, c, size), blocks[0].dtype) for c in columns)
+
+
+def _add(sums: RowSums, i: Array, terms: RowSums) -> RowSums:
+    return tuple(s.at[i].add(t) for s, t in zip(sums, terms, strict=True))
+
+
+def _left_out(n: int, m: int, shift: Array | int, period: int | None) -> Bool[Array, "n m"] | None:
+    """Return where ``(i + shift) % period == j % period``."""
+    if period is None:
+        return None
+    return ((jnp.arange(n) + shift) % period)[:, None] == (jnp.arange(m) % period)[None]
+
+
+def _total(sums: Float[Array, "1 n"], sample: Sample) -> Float[Array, ""]:
+    return sums.sum() if sample.weights is None else (sums[0] * sample.weights).sum()
