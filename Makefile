@@ -14,7 +14,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python examples/compare_objectives.py $(DEMO_ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses auto $(TEST_ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -32,7 +32,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.test: $(VENV)/.torch pyproject.toml
-	$(PIP) --editable '.[demo,numpyro,test]'
+	$(PIP) --editable '.[arviz,demo,numpyro,test]'
 	touch $@
 
 clean:

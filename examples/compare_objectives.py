@@ -15,6 +15,10 @@ from tempfile import TemporaryFile
 
 import pyro
 import torch
+from pyro.infer import ELBO, TraceMeanField_ELBO
+from rich.console import Console
+from tqdm import tqdm
+
 from demo.cli import EPOCHS, build_parser
 from demo.data import DataError, ImageData, load
 from demo.evaluation import evaluate, fit
@@ -23,10 +27,6 @@ from demo.pictures import take_pictures
 from demo.report import Result, table, write_tables
 from demo.training import train
 from demo.vae import VAE
-from pyro.infer import ELBO, TraceMeanField_ELBO
-from rich.console import Console
-from tqdm import tqdm
-
 from pyro_infovae import ConcatCritic, TraceHamiltonian_ELBO, TraceInfoMax_ELBO, TraceMMD_ELBO
 
 

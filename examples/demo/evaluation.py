@@ -1,6 +1,7 @@
 """What a training was worth, measured on held-out images alike for every objective."""
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -9,10 +10,12 @@ import torch
 from pyro.infer import ELBO
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import kl_divergence
 
 from demo.data import ImageData
 from demo.vae import VAE
+from pyro_infovae import TraceHamiltonian_ELBO
+from pyro_infovae.evidence import RELIABLE_PARETO_K, Evidence, log_evidence
 from pyro_infovae.kernels import RBF
 from pyro_infovae.mmd import mmd_squared
 
@@ -20,6 +23,7 @@ MAX_IMAGES = 2000
 NEIGHBOURS = 5
 PRIOR_DRAWS = 1000
 LOSS_DRAWS = 10
+IMPORTANCE_SAMPLES = 500
 NOISE_SEED = 20170607
 
 
@@ -45,11 +49,13 @@ class Scores(Fit):
     Attributes:
         loss: The objective's own loss in nats per image.
         log_prob: The importance-weighted estimate of log p(x) in nats per image.
+        unreliable: The share of images whose estimate is not to be believed (Pareto k above 0.7).
         knn_accuracy: Of a nearest-neighbour classifier on the codes.
     """
 
     loss: float
     log_prob: float
+    unreliable: float
     knn_accuracy: float
 
 
@@ -86,13 +92,14 @@ def evaluate(vae: VAE, objective: ELBO, data: ImageData) -> Scores:
     rows = torch.arange(len(images), device=images.device)
     with same_noise(images.device):
         losses = [objective.loss(vae.model, vae.guide, images, rows) for _ in range(LOSS_DRAWS)]
-        log_prob = torch.cat([log_prob_of_images(vae, batch) for batch in images.split(200)])
+        evidence = importance_sample(vae, objective, images, rows)
     classifier = KNeighborsClassifier(NEIGHBOURS)
     classifier.fit(codes(vae, data.train_images), data.train_labels)
     return Scores(
         **vars(fit(vae, images)),
         loss=float(np.mean(losses)) / len(images),
-        log_prob=log_prob.mean().item(),
+        log_prob=evidence.log_evidence.mean().item(),
+        unreliable=(evidence.pareto_k > RELIABLE_PARETO_K).float().mean().item(),
         knn_accuracy=float(classifier.score(codes(vae, images), labels)),
     )
 
@@ -103,45 +110,17 @@ def codes(vae: VAE, images: Tensor) -> np.ndarray:
     return vae.posterior(images).mean.cpu().numpy()
 
 
-def log_prob_of_images(vae: VAE, images: Tensor) -> Tensor:
-    """Estimate log p(x) of every image, shape (n,), with the guide as the proposal."""
-    prior = vae.prior(images)
-
-    def log_joint(z: Tensor) -> Tensor:
-        return vae.likelihood(z).log_prob(images) + prior.log_prob(z)
-
-    return importance_weighted_log_prob(log_joint, vae.posterior(images))
-
-
-def importance_weighted_log_prob(
-    log_joint: Callable[[Tensor], Tensor],
-    proposal: Distribution,
-    *,
-    num_samples: int = 500,
-    chunk_size: int = 50,
-) -> Tensor:
-    r"""Estimate the log-evidence of every row.
-
-    .. math:: \log \hat p(x) = \log \frac1S \sum_{s=1}^S \frac{p(x, z_s)}{q(z_s)},
-              \qquad z_s \sim q.
-
-    A lower bound in expectation, tight as S grows: "Importance Weighted Autoencoders",
-    arXiv 1509.00519.
-
-    Args:
-        log_joint: Takes codes of shape (samples, n, d) and returns log p(x, z), (samples, n).
-        proposal: q, with batch shape (n,) and event shape (d,).
-        num_samples: S.
-        chunk_size: How many samples to hold in memory at once.
-
-    Returns:
-        The estimates in nats, of shape (n,).
-    """
-    chunks = []
-    for start in range(0, num_samples, chunk_size):
-        z = proposal.sample((min(chunk_size, num_samples - start),))
-        chunks.append(torch.logsumexp(log_joint(z) - proposal.log_prob(z), dim=0))
-    return torch.logsumexp(torch.stack(chunks), dim=0) - np.log(num_samples)
+def importance_sample(vae: VAE, objective: ELBO, images: Tensor, rows: Tensor) -> Evidence:
+    """Estimate log p(x) of every image from the guide, after its flow where it has one."""
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # the table says it
+        return log_evidence(
+            vae.model,
+            vae.guide,
+            images,
+            rows,
+            num_samples=IMPORTANCE_SAMPLES,
+            elbo=objective if isinstance(objective, TraceHamiltonian_ELBO) else None,
+        )
 
 
 @contextmanager

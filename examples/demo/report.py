@@ -20,17 +20,20 @@ TABLE_COLUMNS = (
     "loss",
     "reconstruction",
     "log_prob",
+    "unreliable",
     "kl",
     "mmd_squared",
     "knn_accuracy",
     "seconds_per_epoch",
 )
-HEADINGS = ("loss", "reconstr.", "log p(x)", "KL", "MMD²", f"{NEIGHBOURS}-NN", "s/epoch")
+HEADINGS = ("loss", "recon.", "log p(x)", "k̂>.7", "KL", "MMD²", f"{NEIGHBOURS}-NN", "s/epoch")
 CURVES_COLUMNS = ("objective", "epoch", "training_loss", "reconstruction", "kl", "mmd_squared")
 
 CAPTION = (
     "On held-out images, nats per image. loss: the objective's own, not comparable between rows; "
-    "reconstr.: -E log p(x|z); log p(x): importance-weighted, 500 samples (higher is better); "
+    "recon.: -E log p(x|z); log p(x): importance-weighted, 500 samples (higher is better), "
+    "for hamiltonian from the guide after its flow; k̂>.7: images whose log p(x) is not to be "
+    "believed; "
     "KL: of q(z|x) from the prior; MMD²: of q(z) from the prior (0 is a match); "
     f"{NEIGHBOURS}-NN: accuracy of a nearest-neighbour classifier on the codes. {{likelihood}}"
 )
@@ -76,11 +79,11 @@ class Result:
 def table(results: Sequence[Result], *, title: str, levels: int) -> Table:
     """The results as a table for the terminal."""
     caption = CAPTION.format(likelihood=LIKELIHOODS[levels])
-    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("objective")
+    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("objective", no_wrap=True)
     for heading in HEADINGS:
         table.add_column(heading, justify="right", no_wrap=True)
-    formats = ("{}", "{:.2f}", "{:.2f}", "{:.2f}", "{:.2f}", "{:.4f}", "{:.1%}", "{:.3f}")
+    formats = ("{}", "{:.2f}", "{:.2f}", "{:.2f}", "{:.0%}", "{:.2f}", "{:.4f}", "{:.1%}", "{:.3f}")
     for result in results:
         cells = zip(formats, TABLE_COLUMNS, strict=True)
         table.add_row(*(form.format(result.row[column]) for form, column in cells))
