@@ -9,7 +9,7 @@ import torch
 
 from demo import data
 
-EPOCHS = {"digits": 200, "mnist": 30, "fashion-mnist": 30}
+EPOCHS = {"digits": 150, "mnist": 30, "fashion-mnist": 30}
 
 
 class Parser(argparse.ArgumentParser):

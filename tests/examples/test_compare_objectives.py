@@ -296,8 +296,9 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_a_short_run_writes_every_table_and_figure(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("demo.evaluation.IMPORTANCE_SAMPLES", 20)
     out = tmp_path / "new" / "folder"
     assert main(["--epochs", "2", "--out", str(out)]) == 0
 
