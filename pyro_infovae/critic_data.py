@@ -1,8 +1,8 @@
-"""The data that a critic sees: an observed site, or what a function makes of the arguments."""
+"""The rows that a critic sees: one group of latents, and the data in its plates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -14,6 +14,26 @@ from pyro_infovae.runs import Run
 from pyro_infovae.sites import data_size, row_plates
 
 DataSource: TypeAlias = str | Callable[..., Tensor] | None
+
+
+def only_group(groups: Sequence[Group], *, asker: str) -> Group:
+    """The group of latents that a critic sees.
+
+    Raises:
+        ValueError: for several groups, or one outside plates, whose rows share one datum.
+    """
+    if len(groups) > 1:
+        raise ValueError(
+            f"{asker}: the latents {[list(group.names) for group in groups]} are in different "
+            "plates, and a critic sees one row of each: choose by sites"
+        )
+    (group,) = groups
+    if data_size(row_plates(group.runs[0].model[group.names[0]])) == 1:
+        raise ValueError(
+            f"{asker}: the latents {list(group.names)} are in no plate of several data, so there "
+            "is no datum that they could tell of: choose by sites"
+        )
+    return group
 
 
 def critic_data(

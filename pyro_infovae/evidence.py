@@ -110,7 +110,8 @@ def log_evidence(
         chunk_size: draws per run, in a plate to the left of all others; by default so many that
             no site holds more than 2²³ numbers. 1 runs the programs as they are, draw by draw,
             which is for programs that cannot be vectorised.
-        elbo: draws from ``elbo.refine(model, guide)`` in the guide's place.
+        elbo: draws from ``elbo.refine(model, guide)`` in the guide's place. Its bound is tighter;
+            whether its weights are better too, ``effective_sample_size`` tells.
         **kwargs: keyword arguments of both.
 
     Returns:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import pyro
+import torch
 from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.poutine.broadcast_messenger import BroadcastMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame
@@ -96,6 +97,12 @@ class Posterior:
     def _place(self, values: Values, position: Callable[[str, Transform], Tensor]) -> Placed:
         placing = _Placing(self, self.given, position)
         self._run(placing, lambda: placing.constrained.keys() >= values.keys())
+        for name in values.keys() - placing.constrained.keys():
+            raise ValueError(
+                f"The guide draws '{name}', which is no latent of the model, so that it has no "
+                "posterior to follow: leave it out of the guide or of sites, or mark it "
+                "infer={'is_auxiliary': True} if other latents are computed from it"
+            )
         return Placed(placing.constrained, placing.unconstrained, placing.log_jacobian)
 
     def _run(self, handler: _Placing, is_done: Callable[[], bool] = lambda: False) -> None:
@@ -133,6 +140,8 @@ class _Placing(Messenger):
 
     def _pyro_sample(self, msg: Message) -> None:
         name = msg["name"]
+        if msg["is_observed"]:
+            return
         if name in self.posterior.plates:
             transform = biject_to(msg["fn"].support)
             u = self.position(name, transform)
@@ -143,13 +152,14 @@ class _Placing(Messenger):
             self.log_jacobian[name] = sum_rightmost(density, density.dim() - batch_dim)
             msg["value"] = z
             msg["done"] = True
-        elif name in self.given and not msg["is_observed"]:
+        elif name in self.given:
             msg["value"] = self.given[name]
             msg["done"] = True
         elif is_latent(msg):
             raise ValueError(
-                f"Site '{name}' is a latent of the model that the guide does not draw: the flow "
-                "needs its value; draw it in the guide"
+                f"Site '{name}' is a latent of the model that the guide does not draw, and the "
+                "flow needs its value: draw it in the guide, or observe it (to predict it, draw "
+                "the others with the data and pass them as Predictive's posterior_samples)"
             )
 
 
@@ -161,25 +171,35 @@ class _Scored(_Placing):
     def _pyro_post_sample(self, msg: Message) -> None:
         if site_is_subsample(msg):
             return
-        self._check_subsampling(msg)
         log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+        self._check_subsampling(msg, log_prob)
         self.log_joint = self.log_joint + scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum()
         if (name := msg["name"]) in self.log_jacobian:
             factor = subsample_factor(self.posterior.plates[name])
             density = scale_and_mask(self.log_jacobian[name], factor, msg["mask"])
             self.log_joint = self.log_joint + density.sum()
 
-    def _check_subsampling(self, msg: Message) -> None:
+    def _check_subsampling(self, msg: Message, log_prob: Tensor) -> None:
         for frame in msg["cond_indep_stack"]:
             if frame.size == _full_size(frame):
                 continue
             for name, plates in self.posterior.plates.items():
-                if frame.name not in {plate.name for plate in plates}:
+                outside = frame.name not in {plate.name for plate in plates}
+                if outside and _depends(log_prob, self.unconstrained.get(name)):
                     raise ValueError(
                         f"Site '{name}' is outside plate '{frame.name}', which is subsampled: each "
                         "minibatch would move it differently, and the bound would be lost; leave "
                         f"'{name}' out of sites, or use the whole plate"
                     )
+
+
+def _depends(tensor: Tensor, position: Tensor | None) -> bool:
+    """Whether a tensor was computed from a position; where it was not, this computes nothing."""
+    if position is None or not tensor.requires_grad:
+        return False
+    ones = torch.ones_like(tensor)
+    (gradient,) = torch.autograd.grad(tensor, position, ones, retain_graph=True, allow_unused=True)
+    return gradient is not None
 
 
 class _OuterPlates(Messenger):

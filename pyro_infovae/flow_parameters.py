@@ -33,7 +33,8 @@ class FlowParameters(PyroModule):
         per_step: whether every step has a step size of its own.
 
     Raises:
-        ValueError: for numbers out of range.
+        ValueError: for numbers out of range; when used, where the param store holds values of other
+            shapes under the same name.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class FlowParameters(PyroModule):
         self.tempering = tempering
         self.per_step = per_step
         self.keys = _keys(step_size)
+        self.shapes: dict[str, torch.Size] = {}
         if tempering == "free":
             inverse_temperatures(beta_0, num_steps)  # checks both
         else:
@@ -64,7 +66,7 @@ class FlowParameters(PyroModule):
 
     def forward(self) -> FlowSettings:
         """The values to run with, registered as parameters on the way."""
-        step_sizes = {site: getattr(self, key) for site, key in self.keys.items()}
+        step_sizes = {site: self._value(key) for site, key in self.keys.items()}
         return FlowSettings(
             step_size=step_sizes.get("", step_sizes),
             per_step=self.per_step,
@@ -73,8 +75,18 @@ class FlowParameters(PyroModule):
 
     def _inverse_temperatures(self) -> Tensor:
         if self.tempering == "free":
-            return free_inverse_temperatures(self.tempering_factors)
-        return inverse_temperatures(self.beta_0, self.num_steps, self.tempering)
+            return free_inverse_temperatures(self._value("tempering_factors"))
+        return inverse_temperatures(self._value("beta_0"), self.num_steps, self.tempering)
+
+    def _value(self, key: str) -> Tensor:
+        value: Tensor = getattr(self, key)
+        if value.shape != self.shapes[key]:
+            raise ValueError(
+                f"Expected '{self._pyro_name}.{key}' of shape {tuple(self.shapes[key])}; the param "
+                f"store holds one of shape {tuple(value.shape)}: give this objective another name, "
+                "or clear the param store"
+            )
+        return value
 
     def _add_step_size(self, key: str, value: Tensor, learn: bool, maximum: float) -> None:
         value = value.detach().to(torch.get_default_dtype()).clone()
@@ -87,6 +99,7 @@ class FlowParameters(PyroModule):
             value = value.repeat(self.num_steps)
         if not (torch.isfinite(value) & (value >= 0)).all():
             raise ValueError(f"Expected {key} >= 0 and finite; got {value.tolist()}")
+        self.shapes[key] = value.shape
         if not learn:
             self.register_buffer(key, value)
             return
@@ -104,6 +117,7 @@ class FlowParameters(PyroModule):
         else:
             key, value = "beta_0", torch.tensor(beta_0)
         value = value.to(torch.get_default_dtype())
+        self.shapes[key] = value.shape
         if learn and self.tempering != "none" and beta_0 < 1:
             setattr(self, key, PyroParam(value, constraints.unit_interval))
         else:

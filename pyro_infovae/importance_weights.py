@@ -19,7 +19,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_infovae.runs import Program
-from pyro_infovae.sites import PARTICLE_PLATE, data_size, is_latent, undecorated
+from pyro_infovae.sites import PARTICLE_PLATE, data_size, is_data, is_latent, undecorated
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,12 @@ def _check_latents(guide: Trace, model: Trace) -> None:
             f"log_evidence: the guide draws '{name}', which is no latent of the model: leave it "
             "out, or mark it infer={'is_auxiliary': True} if other latents are computed from it"
         )
+    for site in _sites(guide):
+        if is_data(site):
+            raise ValueError(
+                f"log_evidence: the guide observes '{site['name']}', as one does that runs the "
+                "model itself (a GuideMessenger): use an AutoGuide or a guide function"
+            )
     generated = {name.removesuffix("_unconstrained") for name in auxiliary}
     for name in sorted(latents - generated):
         fn = undecorated(drawn[name]["fn"])

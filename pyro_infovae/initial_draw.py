@@ -13,7 +13,7 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_infovae.sites import is_latent, undecorated
+from pyro_infovae.sites import is_data, is_latent, undecorated
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,11 @@ class InitialDraw(Messenger):
                 )
 
     def _pyro_sample(self, msg: Message) -> None:
+        if is_data(msg):
+            raise NotImplementedError(
+                f"TraceHamiltonian_ELBO: the guide observes '{msg['name']}', as one does that runs "
+                "the model itself (a GuideMessenger): use an AutoGuide or a guide function"
+            )
         if not is_latent(msg):
             return
         self._context[msg["name"]] = msg["cond_indep_stack"], msg["scale"], msg["mask"]

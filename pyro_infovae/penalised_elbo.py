@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -16,6 +15,7 @@ from pyro.infer.trace_mean_field_elbo import JitTraceMeanField_ELBO
 from pyro.infer.util import torch_item
 from pyro.util import warn_if_nan
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from pyro_infovae.base_elbo import TraceAnalyticKL_ELBO, has_tensor_loss, tensor_loss
 from pyro_infovae.rows import Rows, data_of, group_by_plates, pool, rows_of
@@ -209,7 +209,7 @@ class PenalisedELBO(ELBO):
             return float(value)
         recorder = self._recorder()
         recorded = recorder.model(model), recorder.guide(guide)
-        with _graph_retained(self.base):
+        with _GraphRetained():
             value = self.base.loss_and_grads(*recorded, *args, **kwargs)
         penalty = self._penalties(recorder, model, args, kwargs)
         _backward(penalty, retain_graph=self.retain_graph)
@@ -253,12 +253,14 @@ def _backward(loss: Tensor, *, retain_graph: bool | None) -> None:
         loss.backward(retain_graph=retain_graph)
 
 
-@contextmanager
-def _graph_retained(base: ELBO) -> Iterator[None]:
-    """Let the base's own backward keep the graph that the penalty shares with it."""
-    before = base.retain_graph
-    base.retain_graph = True
-    try:
-        yield
-    finally:
-        base.retain_graph = before
+class _GraphRetained(TorchFunctionMode):
+    """Lets the base's own backward keep the graph that the penalty shares with it.
+
+    ``ELBO.retain_graph`` would do, did all of Pyro's heed it.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        retained = {"retain_graph": True} if func is Tensor.backward else {}
+        return func(*args, **{**(kwargs or {}), **retained})

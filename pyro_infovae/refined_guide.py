@@ -118,7 +118,8 @@ class RefinedGuide:
             start.unconstrained,
             rho_0,
             posterior.potential_grad,
-            settings.inverse_temperatures,
+            # A 0-dim latent would take on the dtype of a 0-dim factor.
+            settings.inverse_temperatures.to(next(iter(rho_0.values()))),
             step_size=settings.step_sizes(start.unconstrained),
             per_step=settings.per_step,
         )

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from pyro import poutine
 from pyro.infer import Trace_ELBO
 from pyro.infer.elbo import ELBOModule
 from torch import Tensor, nn
@@ -123,7 +124,8 @@ class TraceHamiltonian_ELBO(TensorLoss, Trace_ELBO):
             max_step_size=max_step_size,
             per_step=per_step,
         )
-        self.sites = frozenset((sites,) if isinstance(sites, str) else sites) if sites else None
+        names = (sites,) if isinstance(sites, str) else sites
+        self.sites = None if names is None else frozenset(names)
         self.prefactors = Prefactors(_three(logp_prefactor), _three(logq_prefactor))
         self._row_log_probs: list[dict[str, Tensor]] = []
 
@@ -143,12 +145,7 @@ class TraceHamiltonian_ELBO(TensorLoss, Trace_ELBO):
             model: the model.
             guide: the guide.
         """
-        return recorded_like(
-            guide,
-            RefinedGuide(
-                unrecorded(model), unrecorded(guide), self.flow, self.sites, self.prefactors
-            ),
-        )
+        return self._refine(model, guide, Prefactors())
 
     def differentiable_loss(
         self, model: Program, guide: Program, *args: Any, **kwargs: Any
@@ -163,23 +160,47 @@ class TraceHamiltonian_ELBO(TensorLoss, Trace_ELBO):
         """
         return tensor_loss(self, model, guide, args, kwargs)
 
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """The loss in nats, as a float, after adding its gradient to every parameter's ``grad``.
+
+        A step whose loss or gradient is not finite leaves no gradient, and a warning.
+
+        Args:
+            model: the model.
+            guide: the guide.
+            *args: positional arguments of both.
+            **kwargs: keyword arguments of both.
+        """
+        with poutine.trace(param_only=True) as parameters:
+            loss = super().loss_and_grads(model, guide, *args, **kwargs)
+        leaves = [_leaf(site["value"]) for site in parameters.trace.nodes.values()]
+        gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
+        if not all(gradient.isfinite().all() for gradient in gradients):
+            for gradient in gradients:
+                gradient.zero_()
+            _warn_of_divergence(f"the loss is {loss}, and its gradient is not finite")
+        return loss
+
     def accepts(self, loss: float) -> bool:
         """Whether every row's flow stayed finite; warns, and counts the rows, where not."""
+        if math.isfinite(loss):
+            return True
         counts = {
             name: int((~log_prob.isfinite()).sum())
             for run in self._row_log_probs
             for name, log_prob in run.items()
         }
-        if math.isfinite(loss):
-            return True
         rows = {name: count for name, count in counts.items() if count}
-        warnings.warn(
-            f"TraceHamiltonian_ELBO: the loss is {loss}, with rows of non-finite log density per "
-            f"site {rows}: the step size is too large for the posterior, and this step's gradient "
-            "is left out; lower step_size or max_step_size",
-            stacklevel=2,
+        _warn_of_divergence(
+            f"the loss is {loss}, with rows of non-finite log density per site {rows}"
         )
         return False
+
+    def _refine(self, model: Program, guide: Program, prefactors: Prefactors) -> Program:
+        refined = RefinedGuide(
+            unrecorded(model), unrecorded(guide), self.flow, self.sites, prefactors
+        )
+        return recorded_like(guide, refined)
 
     def _get_traces(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Iterator[Any]:
         self._row_log_probs = []
@@ -187,7 +208,8 @@ class TraceHamiltonian_ELBO(TensorLoss, Trace_ELBO):
             self._guess_max_plate_nesting(unrecorded(model), unrecorded(guide), args, kwargs)
         likelihood, prior, _ = self.prefactors.logp
         weighted = SiteWeights(observed=likelihood, latent=prior)(model)
-        for traces in super()._get_traces(weighted, self.refine(model, guide), args, kwargs):
+        refined = self._refine(model, guide, self.prefactors)
+        for traces in super()._get_traces(weighted, refined, args, kwargs):
             self._row_log_probs.append(
                 {
                     name: site["log_prob"].detach()
@@ -197,6 +219,19 @@ class TraceHamiltonian_ELBO(TensorLoss, Trace_ELBO):
                 }
             )
             yield traces
+
+
+def _leaf(parameter: Tensor) -> Tensor:
+    # A plain torch parameter under module_local_params is its own leaf.
+    return parameter.unconstrained() if hasattr(parameter, "unconstrained") else parameter
+
+
+def _warn_of_divergence(symptom: str) -> None:
+    warnings.warn(
+        f"TraceHamiltonian_ELBO: {symptom}: the step size is too large for the posterior, and this "
+        "step's gradient is left out; lower step_size or max_step_size",
+        stacklevel=3,
+    )
 
 
 def _three(prefactors: tuple[float, float, float]) -> tuple[float, float, float]:

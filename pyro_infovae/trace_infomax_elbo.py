@@ -12,11 +12,10 @@ import pyro
 from pyro.infer.elbo import ELBO, ELBOModule
 from torch import Tensor, nn
 
-from pyro_infovae.critic_data import DataSource, critic_data
+from pyro_infovae.critic_data import DataSource, critic_data, only_group
 from pyro_infovae.mutual_information import Bound, get_bound
 from pyro_infovae.negatives import SCORERS, bound_information, by_particle
 from pyro_infovae.penalised_elbo import Group, PenalisedELBO, Regularizer
-from pyro_infovae.rows import Rows
 
 FEW_ROWS = 64
 """Below this many rows the estimate of mutual information is poor."""
@@ -150,17 +149,19 @@ class TraceInfoMax_ELBO(PenalisedELBO):
 
     def penalty(self, groups: list[Group]) -> Tensor:
         """-N alpha Î in nats, with the gradient of -Î for the critic."""
-        group = self._only(groups)
+        asker = type(self).__name__
+        group = only_group(groups, asker=asker)
         rows = group.posterior
+        assert rows.num_data is not None
         arrange = partial(
             by_particle,
             runs=len(group.runs),
             particles=self.base.num_particles,
-            num_data=self._num_data(group, rows),
+            num_data=rows.num_data,
         )
         self._warn_if_few(len(rows.values))
         weight = rows.total * self.alpha
-        x = critic_data(self.data, group, len(rows.values), asker=type(self).__name__)
+        x = critic_data(self.data, group, len(rows.values), asker=asker)
         x, z = (arrange(_scale_gradient(tensor, weight)) for tensor in (x, rows.values))
         scores = SCORERS[self.negatives](self._critic(), x[:, 0], z)
         weights = None if rows.weights is None else arrange(rows.weights)
@@ -182,24 +183,6 @@ class TraceInfoMax_ELBO(PenalisedELBO):
                     "or pass another name="
                 )
         return pyro.module(self.name, self.critic, update_module_params=True)
-
-    def _only(self, groups: list[Group]) -> Group:
-        """The group that the critic sees."""
-        if len(groups) > 1:
-            raise ValueError(
-                f"{type(self).__name__}: the latents {[list(group.names) for group in groups]} "
-                "are in different plates, and a critic sees one row of each: choose by sites"
-            )
-        return groups[0]
-
-    def _num_data(self, group: Group, rows: Rows) -> int:
-        """The data in the minibatch."""
-        if rows.num_data is None:
-            raise ValueError(
-                f"{type(self).__name__}: the latents {list(group.names)} are in no plate of "
-                "several data, so there is no datum that they could tell of: choose by sites"
-            )
-        return rows.num_data
 
     def _warn_if_few(self, rows: int) -> None:
         if rows < FEW_ROWS and not self._has_warned:

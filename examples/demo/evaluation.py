@@ -15,7 +15,8 @@ from torch.distributions import kl_divergence
 from demo.data import ImageData
 from demo.vae import VAE
 from pyro_infovae import TraceHamiltonian_ELBO
-from pyro_infovae.evidence import RELIABLE_PARETO_K, Evidence, log_evidence
+from pyro_infovae.diagnostics import Evidence, log_evidence
+from pyro_infovae.evidence import RELIABLE_PARETO_K
 from pyro_infovae.kernels import RBF
 from pyro_infovae.mmd import mmd_squared
 

@@ -79,7 +79,9 @@ class Result:
 def table(results: Sequence[Result], *, title: str, levels: int) -> Table:
     """The results as a table for the terminal."""
     caption = CAPTION.format(likelihood=LIKELIHOODS[levels])
-    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(
+        title=title, caption=caption, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
     table.add_column("objective", no_wrap=True)
     for heading in HEADINGS:
         table.add_column(heading, justify="right", no_wrap=True)

@@ -81,23 +81,25 @@ def squared_errors(moments: Moments, exact: Moments) -> tuple[float, float]:
 def test_the_refined_guide_is_nearer_to_the_posterior() -> None:
     guide = AutoNormal(model, init_scale=0.5)
     elbo = TraceHamiltonian_ELBO(
-        8,
-        {"mu": 0.6, "tau": 0.2, "eta": 0.2},
-        beta_0=0.6,
-        max_step_size=5.0,
-        num_particles=16,
+        7,
+        0.2,
+        beta_0=0.8,
+        num_particles=8,
         vectorize_particles=True,
         max_plate_nesting=1,
     )
-    svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 0.1, "lrd": 0.99}), loss=elbo)
-    for _ in range(250):
+
+    def settings(name: str) -> dict[str, float]:
+        return {"lr": 0.01 if name.startswith("hamiltonian") else 0.1, "lrd": 0.985}
+
+    svi = SVI(model, guide, pyro.optim.ClippedAdam(settings), loss=elbo)
+    for _ in range(200):
         svi.step()
     exact = exact_moments()
     before = squared_errors(predictive_moments(guide), exact)
     after = squared_errors(predictive_moments(elbo.refine(model, guide)), exact)
     # With 20 000 draws of ten moments the Monte Carlo error of either sum is below 0.001.
-    assert before[0] > 0.03, "the guide is too good to be refined"
-    assert before[1] > 0.1, "the guide is too good to be refined"
+    assert min(before) > 0.1, "the guide is too good to be refined"
     assert after[0] < 0.5 * before[0]
     assert after[1] < 0.5 * before[1]
 
@@ -118,11 +120,9 @@ def test_the_exact_moments_are_those_of_nuts() -> None:
             numpyro.sample("effect", effects, obs=np.array(EFFECTS))
 
     kernel = mcmc.NUTS(chain_model, target_accept_prob=0.95)
-    chain = mcmc.MCMC(kernel, num_warmup=1000, num_samples=8000, progress_bar=False)
+    chain = mcmc.MCMC(kernel, num_warmup=1000, num_samples=4000, progress_bar=False)
     chain.run(jax.random.key(0))
     draws = {name: torch.tensor(value.tolist()) for name, value in chain.get_samples().items()}
-    exact = exact_moments()
-    mean, sd = squared_errors(moments_of(draws), exact)
-    # The slowest of the chain's moments, of log tau, has an effective sample size above 1000.
-    assert mean < 10 * 16 / 1000
-    assert sd < 10 * 16 / 1000
+    errors = squared_errors(moments_of(draws), exact_moments())
+    # Ten moments, each with an effective sample size above 1000.
+    assert max(errors) < 10 * 2 / 1000

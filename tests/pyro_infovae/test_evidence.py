@@ -14,7 +14,13 @@ import torch
 from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer import SVI, config_enumerate
-from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal, init_to_value
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoMultivariateNormal,
+    AutoNormal,
+    AutoNormalMessenger,
+    init_to_value,
+)
 from torch import Tensor
 
 from pyro_infovae import TraceHamiltonian_ELBO
@@ -511,3 +517,6 @@ class TestRefusals:
             pyro.sample("w", dist.Normal(0.0, 1.0))
 
         self.refused(Programs(case.model, guide, case.args), "'w', which is no latent of the model")
+        messenger = AutoNormalMessenger(case.model)
+        messenger(*case.args)
+        self.refused(Programs(case.model, messenger, case.args), r"guide observes 'x'.*AutoGuide")

@@ -13,10 +13,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
+from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
+from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
 
-from pyro_infovae import ConcatCritic, SeparableCritic, TraceInfoMax_ELBO
+from pyro_infovae import ConcatCritic, SeparableCritic, TraceInfoMax_ELBO, TraceMMD_ELBO
 from pyro_infovae.mutual_information import BOUNDS, MutualInformationEstimate, nwj, smile
 from pyro_infovae.rows import Rows
 from tests import reference_mi
@@ -300,6 +301,14 @@ class TestScale:
         assert penalty(objective, case, seed=5) == pytest.approx(penalty(objective, scaled, seed=5))
 
 
+def _infomax(base: ELBO) -> ELBO:
+    return TraceInfoMax_ELBO(Recording(), 0.3, base=base)
+
+
+def _mmd(base: ELBO) -> ELBO:
+    return TraceMMD_ELBO(0.0, 9.0, base=base)
+
+
 class TestMethods:
     @pytest.mark.parametrize(
         "settings",
@@ -322,13 +331,46 @@ class TestMethods:
         "base",
         [TraceGraph_ELBO(), TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)],
     )
-    def test_the_penalty_reaches_the_gradient_over_any_base(self, base: Any) -> None:
+    def test_the_penalty_reaches_the_gradient_over_any_base(self, base: ELBO) -> None:
         case = CASES["plain"]
         loss, expected = seeded(TraceInfoMax_ELBO(Recording(), 0.3, base=Trace_ELBO()), case)
         value, grads = seeded(TraceInfoMax_ELBO(Recording(), 0.3, base=base), case)
         assert value == pytest.approx(loss, rel=1e-9)
         for name, grad in expected.items():
             torch.testing.assert_close(grads[name], grad)
+
+    @pytest.mark.parametrize("particles", [PARTICLES["three"], PARTICLES["vectorised"]])
+    @pytest.mark.parametrize("objective", [_infomax, _mmd])
+    def test_a_base_that_frees_its_graph(
+        self, objective: Callable[[ELBO], ELBO], particles: dict
+    ) -> None:
+        """Its gradient and the penalty's add up, whatever the base."""
+        case = CASES["plain"]
+        grads = {
+            (name, base): seeded(wrap(base(max_plate_nesting=1, **particles)), case)[1]
+            for base in (Trace_ELBO, RenyiELBO)
+            for name, wrap in (("stock", lambda base: base), ("ours", objective))
+        }
+        added = {
+            base: {name: grads["ours", base][name] - grad for name, grad in stock.items()}
+            for base, stock in ((base, grads["stock", base]) for base in (Trace_ELBO, RenyiELBO))
+        }
+        for name, grad in added[Trace_ELBO].items():
+            torch.testing.assert_close(added[RenyiELBO][name], grad)
+        assert added[RenyiELBO]["encoder"].abs().max() > 0
+
+    def test_the_graph_is_kept_where_the_base_keeps_it(self) -> None:
+        case, kept = CASES["plain"], list[Tensor]()
+
+        def regularizer(rows: Rows) -> Tensor:
+            kept.append(rows.values.square().sum())
+            return kept[0]
+
+        for base in (Trace_ELBO(retain_graph=True), TraceGraph_ELBO(retain_graph=True)):
+            kept.clear()
+            objective = TraceInfoMax_ELBO(Recording(), regularizer=regularizer, base=base)
+            objective.loss_and_grads(case.model, case.guide, *case.args)
+            kept[0].backward()
 
     def test_evaluate_loss_leaves_no_gradient(self) -> None:
         model, guide, args = CASES["plain"]

@@ -34,7 +34,7 @@ def scattered(*, num: int = 12, batch: int | None = None) -> Programs:
     def model(x: Tensor) -> None:
         theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
         with pyro.plate("data", num, subsample_size=batch) as index:
-            z = pyro.sample("z", dist.Normal(theta, torch.ones(2)).to_event(1))
+            z = pyro.sample("z", dist.Normal(theta[..., None], torch.ones(2)).to_event(1))
             pyro.sample("x", dist.Normal(z.sum(-1, True), torch.ones(3)).to_event(1), obs=x[index])
 
     def guide(x: Tensor) -> None:
@@ -67,13 +67,14 @@ class TestNegatives:
             source = matches.long().argmax(1)
             assert (x[source, 0] != x[:, 0]).all(), "a negative is another datum's"
             torch.testing.assert_close(own[source, 1], own[:, 1], rtol=0, atol=1e-7)
-            assert len(own[:, 1].round(decimals=7).unique()) == particles.get("num_particles", 1)
+            jumps = own[:, 1].sort().values.diff() > 1e-7
+            assert jumps.sum() == particles.get("num_particles", 1) - 1
 
     def test_every_other_datum_is_met_equally_often(self) -> None:
         critic, case = Recording(), scattered()
         objective = TraceInfoMax_ELBO(critic)
         offsets = torch.zeros(12)
-        for seed in range(600):
+        for seed in range(300):
             critic.calls.clear()
             pyro.set_rng_seed(seed)
             objective.loss(case.model, case.guide, *case.args)
@@ -81,7 +82,7 @@ class TestNegatives:
             source = (other[0] == own).all(-1).long().argmax()
             offsets[int(x[source, 0] - x[0, 0]) % 12] += 1
         assert offsets[0] == 0
-        chi_squared = ((offsets[1:] - 600 / 11) ** 2 / (600 / 11)).sum()
+        chi_squared = ((offsets[1:] - 300 / 11) ** 2 / (300 / 11)).sum()
         assert chi_squared < 10 + 4 * math.sqrt(2 * 10)
 
     @pytest.mark.parametrize("case", [programs.masked_vae(), programs.sequences()])
@@ -248,6 +249,7 @@ class TestData:
                 pyro.sample("z", dist.Normal(x[:, index, :2], scale).to_event(1))
 
         for source in ("x", lambda x: x):
+            pyro.clear_param_store()
             critic = Recording(x_dim=1 if source == "x" else 3)
             TraceInfoMax_ELBO(critic, data=source, **particles).loss(model, guide, x)
             seen, z = critic.calls[0]
@@ -297,8 +299,14 @@ class Quadratic(nn.Module):
         self.coefficients = nn.Parameter(torch.zeros(4))
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        x, z = x.reshape(len(x)), z.squeeze(1)
-        return torch.stack([torch.ones_like(x), x * x, x * z, z * z], -1) @ self.coefficients
+        return self.polynomial(x, z[:, 0])
+
+    def all_pairs(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.polynomial(x[:, None], z[:, 0])
+
+    def polynomial(self, x: Tensor, z: Tensor) -> Tensor:
+        a, b, c, d = self.coefficients
+        return a + b * x * x + c * x * z + d * z * z
 
 
 def linear_gaussian(x: Tensor, batch: int) -> Programs:
@@ -340,21 +348,21 @@ class TestTraining:
         x = programs.data(4000, 1)[:, 0]
         x = (x - x.mean()) / x.std()
         reached = []
-        for alpha in (0.0, 0.3, 0.7):
+        for alpha in (0.0, 0.3, 0.5):
             pyro.clear_param_store()
             pyro.set_rng_seed(0)
-            case = linear_gaussian(x, batch=500)
-            objective = TraceInfoMax_ELBO(Quadratic(), alpha, negatives="shift")
+            case = linear_gaussian(x, batch=200)
+            objective = TraceInfoMax_ELBO(Quadratic(), alpha, negatives="all")
             optim = pyro.optim.ExponentialLR(
-                {"optimizer": torch.optim.Adam, "optim_args": {"lr": 2e-2}, "gamma": 0.995}
+                {"optimizer": torch.optim.Adam, "optim_args": {"lr": 4e-2}, "gamma": 0.99}
             )
             svi = SVI(case.model, case.guide, optim, loss=objective)
-            for _ in range(600):
+            for _ in range(300):
                 svi.step(*case.args)
                 optim.step()
             slope, scale = (pyro.param(name).detach() for name in ("slope", "scale"))
             reached.append(float(information(slope, scale)))
-            assert reached[-1] == pytest.approx(best_information(alpha), rel=0.1)
+            assert reached[-1] == pytest.approx(best_information(alpha), rel=0.05)
         assert reached[0] < reached[1] < reached[2]
 
     @pytest.mark.parametrize("frozen", ["critic", "guide"])
