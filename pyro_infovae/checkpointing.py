@@ -46,7 +46,8 @@ def checkpointed_gradient(
 
     Raises:
         ValueError: If the value of f is not a scalar or has no graph.
-        RuntimeError: In backward, under ``create_graph=True``.
+        RuntimeError: In backward, under ``create_graph=True``, or where f reads other parameters
+            than before.
 
     Example:
         >>> weight = torch.tensor(3.0, requires_grad=True)
@@ -111,12 +112,14 @@ class _Recomputed(torch.autograd.Function):
         leaves = ctx.saved_tensors[num_arguments:]
         needed = ctx.needs_input_grad[2:]
         with torch.enable_grad(), _replayed(random_state), _without_hooks(leaves):
+            first_node = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
             # Detached, so that nothing flows back from one argument to another.
             own = tuple(
                 x.detach().requires_grad_(x.requires_grad or i < num_inputs)
                 for i, x in enumerate(arguments)
             )
             value = function(*own)
+            _check_leaves(leaves, _leaves(value, own, first_node))
             gradients = torch.autograd.grad(
                 value, own[:num_inputs], create_graph=True, materialize_grads=True
             )
@@ -149,6 +152,14 @@ def _leaves(value: Tensor, own: Sequence[Tensor], first_node: int) -> list[Tenso
             return None
         pending.extend(following for following, _ in node.next_functions)
     return [leaf for leaf in leaves if not any(leaf is x for x in own)]
+
+
+def _check_leaves(forward: Sequence[Tensor], backward: Sequence[Tensor] | None) -> None:
+    if backward is None or {id(leaf) for leaf in forward} != {id(leaf) for leaf in backward}:
+        raise RuntimeError(
+            "Expected the function to read the parameters of forward again in backward; got "
+            "others: call backward where they are still the ones in use"
+        )
 
 
 _RandomState = tuple[Tensor, list[int], list[Tensor]]

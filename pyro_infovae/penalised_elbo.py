@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
@@ -10,14 +11,19 @@ from typing import Any, TypeAlias
 
 import torch
 from pyro.infer import JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, ReweightedWakeSleep
-from pyro.infer.elbo import ELBO
+from pyro.infer.elbo import ELBO, ELBOModule
 from pyro.infer.trace_mean_field_elbo import JitTraceMeanField_ELBO
 from pyro.infer.util import torch_item
 from pyro.util import warn_if_nan
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pyro_infovae.base_elbo import TraceAnalyticKL_ELBO, has_tensor_loss, tensor_loss
+from pyro_infovae.base_elbo import (
+    TensorLoss,
+    TraceAnalyticKL_ELBO,
+    has_tensor_loss,
+    tensor_loss,
+)
 from pyro_infovae.rows import Rows, data_of, group_by_plates, pool, rows_of
 from pyro_infovae.runs import Program, Recorder, Run, draw_prior
 from pyro_infovae.sites import Selection
@@ -141,6 +147,17 @@ class PenalisedELBO(ELBO):
         self.regularizer = regularizer
         self.regularizer_weight = regularizer_weight
 
+    def __call__(self, model: nn.Module, guide: nn.Module) -> ELBOModule:
+        """Model, guide and what the base learns as one module whose call is the loss."""
+        inner = self.base(model, guide)
+        outer = copy.copy(self)
+        outer.base = inner.elbo
+        module = ELBOModule(model, guide, outer)
+        for name, learned in inner.named_children():
+            if name not in ("model", "guide"):
+                setattr(module, name, learned)
+        return module
+
     @property
     @abstractmethod
     def kl_weight(self) -> float:
@@ -203,10 +220,10 @@ class PenalisedELBO(ELBO):
         """
         if has_tensor_loss(self.base):
             loss = self.differentiable_loss(model, guide, *args, **kwargs)
-            _backward(loss, retain_graph=self.retain_graph)
-            value = torch_item(loss)
-            warn_if_nan(value, "loss")
-            return float(value)
+            value = loss.item()
+            if self.accepts(value):
+                _backward(loss, retain_graph=self.retain_graph)
+            return value
         recorder = self._recorder()
         recorded = recorder.model(model), recorder.guide(guide)
         with _GraphRetained():
@@ -215,6 +232,13 @@ class PenalisedELBO(ELBO):
         _backward(penalty, retain_graph=self.retain_graph)
         warn_if_nan(torch_item(penalty), "penalty")
         return float(value + torch_item(penalty))
+
+    def accepts(self, loss: float) -> bool:
+        """Whether a loss may be differentiated, as the base says; warns where not, or if nan."""
+        if isinstance(self.base, TensorLoss | PenalisedELBO):
+            return self.base.accepts(loss)
+        warn_if_nan(loss, "loss")
+        return True
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
         return self.base._get_trace(model, guide, args, kwargs)

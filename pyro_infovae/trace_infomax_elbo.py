@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Iterable
@@ -37,8 +36,9 @@ class TraceInfoMax_ELBO(PenalisedELBO):
     critic's gradient is that of :math:`-\hat I`, whatever :math:`\alpha` and :math:`N`, and the
     guide's is :math:`N \alpha` times it. With :math:`\alpha = 0` the critic only monitors.
 
-    The critic's parameters are in the param store under ``name``, so one ``SVI`` trains everything
-    and a per-parameter optimiser can give the critic a learning rate of its own.
+    The critic's parameters are in the param store under ``name``, so one ``SVI`` trains everything.
+    A per-parameter optimiser, which sees them as ``"critic.…"``, can give the critic a learning
+    rate of its own: ``Adam(lambda name: {"lr": 1e-4 if name.startswith("critic.") else 1e-3})``.
 
     Args:
         critic: a module from data (rows, \*event) and codes (rows, features) to scores (rows,),
@@ -136,9 +136,8 @@ class TraceInfoMax_ELBO(PenalisedELBO):
 
     def __call__(self, model: nn.Module, guide: nn.Module) -> ELBOModule:
         """Model, guide and critic as one module whose call is the loss."""
-        local = copy.copy(self)
-        local.name = None  # the module's owner trains the critic, not the param store
-        module = ELBOModule(model, guide, local)
+        module = super().__call__(model, guide)
+        module.elbo.name = None  # the module's owner trains the critic, not the param store
         module.critic = self.critic
         return module
 

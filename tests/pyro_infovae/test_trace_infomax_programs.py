@@ -16,7 +16,13 @@ from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_infovae import ConcatCritic, SeparableCritic, TraceInfoMax_ELBO, TraceMMD_ELBO
+from pyro_infovae import (
+    ConcatCritic,
+    SeparableCritic,
+    TraceHamiltonian_ELBO,
+    TraceInfoMax_ELBO,
+    TraceMMD_ELBO,
+)
 from pyro_infovae.rows import Rows
 from tests import reference_mi
 from tests.pyro_infovae import programs
@@ -371,12 +377,12 @@ class TestTraining:
         start = {n: g.clone() for n, g in _params_after(case, steps=0, lr=lambda name: 0.0).items()}
 
         def settings(name: str) -> dict[str, float]:
-            return {"lr": 0.0 if name.startswith("critic") == (frozen == "critic") else 1e-2}
+            return {"lr": 0.0 if name.startswith("critic.") == (frozen == "critic") else 1e-2}
 
         end = _params_after(case, steps=3, lr=lambda name: settings(name)["lr"])
         assert start.keys() == end.keys()
         for name, value in end.items():
-            stays = name.startswith("critic") == (frozen == "critic")
+            stays = name.startswith("critic$$$") == (frozen == "critic")
             assert torch.equal(value, start[name]) == stays, name
 
     def test_save_load_and_resume_with_a_fresh_critic(self, tmp_path: Path) -> None:
@@ -424,6 +430,22 @@ class TestTraining:
         assert all(not torch.equal(now, then) for now, then in pairs)
         assert not list(pyro.get_param_store())
         assert any(name.startswith("critic.") for name in module.state_dict())
+
+    def test_as_a_module_below_and_above_other_objectives(self) -> None:
+        x = programs.data(64)
+        with pyro.settings.context(module_local_params=True):
+            critic = SeparableCritic(3, 2, hidden=(8,))
+            over = TraceMMD_ELBO(base=TraceInfoMax_ELBO(critic))(Decoder(), Encoder())
+            over(x).backward()
+            flow = TraceHamiltonian_ELBO(num_steps=2)
+            below = TraceInfoMax_ELBO(critic, base=flow)(Decoder(), Encoder())
+            below(x).backward()
+        learned = {id(parameter) for parameter in critic.parameters()}
+        assert learned < {id(parameter) for parameter in over.parameters()}
+        learned |= {id(parameter) for parameter in flow.flow.parameters()}
+        assert learned < {id(parameter) for parameter in below.parameters()}
+        assert all(parameter.grad is not None for parameter in over.parameters())
+        assert not list(pyro.get_param_store())
 
     def test_composes_with_the_other_penalised_objective(self) -> None:
         case = programs.vae()
