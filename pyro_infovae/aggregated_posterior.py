@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_infovae.fresh_draws import FreshDraws, Minibatch, datum_of_rows, parameters_untouched
-from pyro_infovae.penalised_elbo import Group
+from pyro_infovae.groups import Group
 from pyro_infovae.runs import Program
 from pyro_infovae.sites import Messages, data_size, row_plates, undecorated
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from pyro_infovae.penalised_elbo import Group
+from pyro_infovae.groups import Group
 from pyro_infovae.runs import Run
 from pyro_infovae.sites import data_size, row_plates
 

@@ -17,7 +17,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_infovae.critic_data import only_group
-from pyro_infovae.penalised_elbo import Group
+from pyro_infovae.groups import Group
 from pyro_infovae.rows import group_by_plates
 from pyro_infovae.runs import Program, Recorder
 from pyro_infovae.sites import Selection, row_plates

@@ -5,12 +5,19 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, TypeAlias
 
-import torch
-from pyro.infer import JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, ReweightedWakeSleep
+from pyro.infer import (
+    JitTrace_ELBO,
+    JitTraceEnum_ELBO,
+    JitTraceGraph_ELBO,
+    ReweightedWakeSleep,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+)
 from pyro.infer.elbo import ELBO, ELBOModule
 from pyro.infer.trace_mean_field_elbo import JitTraceMeanField_ELBO
 from pyro.infer.util import torch_item
@@ -24,8 +31,9 @@ from pyro_infovae.base_elbo import (
     has_tensor_loss,
     tensor_loss,
 )
-from pyro_infovae.rows import Rows, data_of, group_by_plates, pool, rows_of
-from pyro_infovae.runs import Program, Recorder, Run, draw_prior
+from pyro_infovae.groups import Group
+from pyro_infovae.rows import Rows, group_by_plates
+from pyro_infovae.runs import Program, Recorder
 from pyro_infovae.sites import Selection
 
 Regularizer: TypeAlias = Callable[[Rows], Tensor]
@@ -37,49 +45,6 @@ _REFUSED_BASES = (
     JitTraceGraph_ELBO,
     ReweightedWakeSleep,
 )
-
-
-@dataclass(frozen=True)
-class Group:
-    """The selected latents that share a stack of plates, in the runs that the base has scored.
-
-    Attributes:
-        names: the sites, in the order of the model.
-        runs: the scored runs, one per particle (one for all when they are vectorised).
-        model: the user's model.
-        args: its positional arguments.
-        kwargs: its keyword arguments.
-    """
-
-    names: tuple[str, ...]
-    runs: tuple[Run, ...]
-    model: Program
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    @property
-    def posterior(self) -> Rows:
-        """The rows as the guide drew them and the model saw them."""
-        return pool([rows_of(self.names, run.model, run.guide) for run in self.runs])
-
-    @property
-    def data(self) -> dict[str, Tensor]:
-        """The observed values in the same plates, by site name, a row per row of the latents."""
-        parts = [data_of(self.names, run.model, run.guide) for run in self.runs]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-    def prior(self, draws: int) -> Rows:
-        """The rows drawn afresh from the model, ``draws`` times, given all other latents."""
-        redrawn = [
-            rows_of(
-                self.names,
-                draw_prior(self.model, self.args, self.kwargs, run, self.names),
-                run.guide,
-            )
-            for run in self.runs
-            for _ in range(draws)
-        ]
-        return pool(redrawn)
 
 
 class PenalisedELBO(ELBO):
@@ -226,7 +191,7 @@ class PenalisedELBO(ELBO):
             return value
         recorder = self._recorder()
         recorded = recorder.model(model), recorder.guide(guide)
-        with _GraphRetained():
+        with _graph_retained(self.base):
             value = self.base.loss_and_grads(*recorded, *args, **kwargs)
         penalty = self._penalties(recorder, model, args, kwargs)
         _backward(penalty, retain_graph=self.retain_graph)
@@ -277,11 +242,21 @@ def _backward(loss: Tensor, *, retain_graph: bool | None) -> None:
         loss.backward(retain_graph=retain_graph)
 
 
-class _GraphRetained(TorchFunctionMode):
-    """Lets the base's own backward keep the graph that the penalty shares with it.
+@contextmanager
+def _graph_retained(base: ELBO) -> Iterator[None]:
+    """Let the base's own backward keep the graph that the penalty shares with it."""
+    heeds = isinstance(base, PenalisedELBO | TraceEnum_ELBO | TraceGraph_ELBO)
+    before = base.retain_graph
+    base.retain_graph = True
+    try:
+        with nullcontext() if heeds else _RetainGraph():
+            yield
+    finally:
+        base.retain_graph = before
 
-    ``ELBO.retain_graph`` would do, did all of Pyro's heed it.
-    """
+
+class _RetainGraph(TorchFunctionMode):
+    """For bases such as RenyiELBO, which do not heed their own ``retain_graph``."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
