@@ -1,0 +1,46 @@
+"""NumPyro's SVI for objectives that have parameters of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpyro.infer
+from numpyro.infer.elbo import ELBO
+
+from numpyro_backend.runs import Program
+
+
+class SVI(numpyro.infer.SVI):
+    """:class:`numpyro.infer.SVI` that also trains the parameters of the objective.
+
+    NumPyro initialises the parameters that model and guide declare, so those of an objective are
+    declared by ``loss.wrap_model(model)``, which this class calls. For any other objective it is
+    NumPyro's own.
+
+    Args:
+        model: the model.
+        guide: the guide.
+        optim: the optimiser.
+        loss: the objective.
+        **static_kwargs: keyword arguments of model and guide that stay the same.
+
+    Example:
+        >>> import jax, numpyro, numpyro.distributions as dist
+        >>> import numpyro_backend
+        >>> def model():
+        ...     numpyro.sample("z", dist.Normal(0.0, 1.0))
+        >>> def guide():
+        ...     numpyro.sample("z", dist.Normal(numpyro.param("loc", 1.0), 1.0))
+        >>> loss = numpyro.infer.Trace_ELBO()
+        >>> svi = numpyro_backend.SVI(model, guide, numpyro.optim.Adam(0.1), loss)
+        >>> svi.run(jax.random.key(0), 3, progress_bar=False).losses.shape
+        (3,)
+    """
+
+    def __init__(
+        self, model: Program, guide: Program, optim: Any, loss: ELBO, **static_kwargs: Any
+    ) -> None:
+        wrap = getattr(loss, "wrap_model", None)
+        super().__init__(
+            model if wrap is None else wrap(model), guide, optim, loss, **static_kwargs
+        )

@@ -1,0 +1,51 @@
+"""Each half is imported, and trained, without the other's framework."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+PYRO = """
+    import pyro
+    from pyro.infer import SVI
+    from pyro_infovae import TraceMMD_ELBO
+
+    def program(loc):
+        with pyro.plate("data", 4):
+            pyro.sample("z", pyro.distributions.Normal(loc(), 1.0))
+
+    model = lambda: program(lambda: 0.0)
+    guide = lambda: program(lambda: pyro.param("loc", lambda: __import__("torch").tensor(1.0)))
+    SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), loss=TraceMMD_ELBO()).step()
+"""
+NUMPYRO = """
+    import jax, numpyro
+    from numpyro.infer import SVI
+    from numpyro_backend import TraceMMD_ELBO
+
+    def program(loc):
+        with numpyro.plate("data", 4):
+            numpyro.sample("z", numpyro.distributions.Normal(loc(), 1.0))
+
+    model = lambda: program(lambda: 0.0)
+    guide = lambda: program(lambda: numpyro.param("loc", 1.0))
+    svi = SVI(model, guide, numpyro.optim.Adam(0.1), loss=TraceMMD_ELBO())
+    svi.update(svi.init(jax.random.key(0)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "blocked"),
+    [(PYRO, ("jax", "numpyro")), (NUMPYRO, ("torch", "pyro"))],
+    ids=["pyro_infovae", "numpyro_backend"],
+)
+def test_does_not_import_the_other_framework(program: str, blocked: tuple[str, ...]) -> None:
+    block = f"import sys\nfor name in {blocked}:\n    sys.modules[name] = None\n"
+    run = subprocess.run(
+        [sys.executable, "-c", block + textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
