@@ -14,9 +14,10 @@ from jax import Array
 from jaxtyping import Float
 from numpyro.infer.elbo import ELBO
 
+from numpyro_backend.groups import Group
 from numpyro_backend.kernels import RBF, Kernel
 from numpyro_backend.mmd import mmd_squared, mmd_squared_normal
-from numpyro_backend.penalised_elbo import Group, PenalisedELBO, Regularizer
+from numpyro_backend.penalised_elbo import PenalisedELBO, Regularizer
 from numpyro_backend.rows import Rows, normal_rows, pool
 
 Estimator: TypeAlias = Literal["unbiased", "biased", "closed_form"]

@@ -32,8 +32,8 @@ class Rows:
     Attributes:
         latents: by site name, the values with their event dims flattened, (rows, features).
         weights: nonnegative weights of the rows, 0 for a masked one; None where all count alike.
-        num_data: rows per particle; row r belongs to datum r modulo ``num_data``. None outside
-            plates, where the particles themselves are the rows.
+        num_data: rows per particle; row r belongs to datum r modulo ``num_data`` of its particle's
+            minibatch. None outside plates, where the particles themselves are the rows.
         total: N, the product of the full sizes of the group's plates.
         data: by site name, the observed values in the same plates, (rows, *event); empty for rows
             drawn from the prior.
