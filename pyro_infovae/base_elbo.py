@@ -103,6 +103,13 @@ class TensorLoss(ELBO):
             *args: positional arguments of both.
             **kwargs: keyword arguments of both.
         """
+        return self.guarded(lambda: self._loss_and_grads(model, guide, args, kwargs))
+
+    def guarded(self, step: Callable[[], float]) -> float:
+        """Run a step that adds gradients; an objective may take them back."""
+        return step()
+
+    def _loss_and_grads(self, model: Program, guide: Program, args: Any, kwargs: Any) -> float:
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         value: float = loss.item()
         if self.accepts(value) and loss.requires_grad:

@@ -183,12 +183,10 @@ class PenalisedELBO(ELBO):
             *args: positional arguments of both.
             **kwargs: keyword arguments of both.
         """
+        if isinstance(self.base, TensorLoss):
+            return self.base.guarded(lambda: self._tensor_step(model, guide, args, kwargs))
         if has_tensor_loss(self.base):
-            loss = self.differentiable_loss(model, guide, *args, **kwargs)
-            value = loss.item()
-            if self.accepts(value):
-                _backward(loss, retain_graph=self.retain_graph)
-            return value
+            return self._tensor_step(model, guide, args, kwargs)
         recorder = self._recorder()
         recorded = recorder.model(model), recorder.guide(guide)
         with _graph_retained(self.base):
@@ -197,6 +195,13 @@ class PenalisedELBO(ELBO):
         _backward(penalty, retain_graph=self.retain_graph)
         warn_if_nan(torch_item(penalty), "penalty")
         return float(value + torch_item(penalty))
+
+    def _tensor_step(self, model: Program, guide: Program, args: Any, kwargs: Any) -> float:
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        value = loss.item()
+        if self.accepts(value):
+            _backward(loss, retain_graph=self.retain_graph)
+        return value
 
     def accepts(self, loss: float) -> bool:
         """Whether a loss may be differentiated, as the base says; warns where not, or if nan."""

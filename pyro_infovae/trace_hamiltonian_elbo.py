@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from pyro import poutine
@@ -160,19 +160,10 @@ class TraceHamiltonian_ELBO(TensorLoss, Trace_ELBO):
         """
         return tensor_loss(self, model, guide, args, kwargs)
 
-    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The loss in nats, as a float, after adding its gradient to every parameter's ``grad``.
-
-        A step whose loss or gradient is not finite leaves no gradient, and a warning.
-
-        Args:
-            model: the model.
-            guide: the guide.
-            *args: positional arguments of both.
-            **kwargs: keyword arguments of both.
-        """
+    def guarded(self, step: Callable[[], float]) -> float:
+        """Run a step; one whose gradient is not finite leaves none, and a warning."""
         with poutine.trace(param_only=True) as parameters:
-            loss = super().loss_and_grads(model, guide, *args, **kwargs)
+            loss = step()
         leaves = [_leaf(site["value"]) for site in parameters.trace.nodes.values()]
         gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
         if not all(gradient.isfinite().all() for gradient in gradients):

@@ -585,21 +585,25 @@ class TestTraining:
         assert seen == {dtype}
         assert loss.dtype == dtype
 
-    def test_a_gradient_that_is_not_finite_is_left_out(self) -> None:
+    @pytest.mark.parametrize("penalised", [False, True])
+    def test_a_gradient_that_is_not_finite_is_left_out(self, penalised: bool) -> None:
         """The square root's slope at 0 is infinite; the loss is finite."""
 
         def model() -> None:
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=X[0])
+            with pyro.plate("data", 3):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=X)
 
         def guide() -> None:
             loc, scale = (
                 pyro.param("loc", torch.tensor(0.0)),
                 pyro.param("scale", torch.tensor(1.0)),
             )
-            pyro.sample("z", dist.Normal(loc + 0.0 * loc.sqrt(), scale))
+            with pyro.plate("data", 3):
+                pyro.sample("z", dist.Normal(loc + 0.0 * loc.sqrt(), scale))
 
-        svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), loss=flow())
+        objective = TraceMMD_ELBO(lambd=1.5, base=flow()) if penalised else flow()
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), loss=objective)
         pyro.enable_validation(False)
         with pytest.warns(UserWarning, match=r"the loss is \d.*gradient is not finite.*step_size"):
             assert math.isfinite(svi.step())
