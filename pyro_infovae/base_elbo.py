@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.transforms import ComposeTransform, IndependentTransform, Transform
 
+from pyro_infovae.rebinding import with_globals
 from pyro_infovae.runs import Program
 
 
@@ -70,23 +70,15 @@ def _is_identity(transform: Transform) -> bool:
     return isinstance(transform, ComposeTransform) and not transform.parts
 
 
-def _without_sync(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A copy of one of Pyro's functions that detaches where the original calls ``.item()``."""
-    return types.FunctionType(
-        function.__code__,
-        {**function.__globals__, "torch_item": _detached},
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
-    )
-
-
 def _detached(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
 
+# Pyro's own, detaching where the original calls ``.item()``.
 _TENSOR_PARTICLE_LOSS = {
-    stock._differentiable_loss_particle: _without_sync(stock._differentiable_loss_particle)
+    stock._differentiable_loss_particle: with_globals(
+        stock._differentiable_loss_particle, torch_item=_detached
+    )
     for stock in (Trace_ELBO, TraceMeanField_ELBO)
 }
 
@@ -103,23 +95,25 @@ class TensorLoss(ELBO):
             *args: positional arguments of both.
             **kwargs: keyword arguments of both.
         """
-        return self.guarded(lambda: self._loss_and_grads(model, guide, args, kwargs))
+        return self.guarded(lambda: take_step(self, model, guide, args, kwargs))
 
     def guarded(self, step: Callable[[], float]) -> float:
         """Run a step that adds gradients; an objective may take them back."""
         return step()
 
-    def _loss_and_grads(self, model: Program, guide: Program, args: Any, kwargs: Any) -> float:
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        value: float = loss.item()
-        if self.accepts(value) and loss.requires_grad:
-            loss.backward(retain_graph=self.retain_graph)
-        return value
-
     def accepts(self, loss: float) -> bool:
         """Whether a loss may be differentiated; warns where it is nan."""
         warn_if_nan(loss, "loss")
         return True
+
+
+def take_step(objective: Any, model: Program, guide: Program, args: Any, kwargs: Any) -> float:
+    """The loss of an objective as a float, after adding its gradient where the loss is accepted."""
+    loss = objective.differentiable_loss(model, guide, *args, **kwargs)
+    value: float = loss.item()
+    if objective.accepts(value) and loss.requires_grad:
+        loss.backward(retain_graph=objective.retain_graph)
+    return value
 
 
 def has_tensor_loss(base: ELBO) -> bool:

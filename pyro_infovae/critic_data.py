@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_infovae.groups import Group
 from pyro_infovae.runs import Run
-from pyro_infovae.sites import data_size, row_plates
+from pyro_infovae.sites import data_size, full_size, row_plates
 
 DataSource: TypeAlias = str | Callable[..., Tensor] | None
 
@@ -77,7 +77,7 @@ def _minibatch(data: Tensor, group: Group, run: Run) -> Shaped[Tensor, " data *e
     frames = row_plates(run.model[group.names[0]])
     minibatch = data
     for dim, frame in enumerate(frames[: data.dim()]):
-        if minibatch.shape[dim] != frame.size and minibatch.shape[dim] == data_size([frame]):
+        if minibatch.shape[dim] != frame.size and minibatch.shape[dim] == full_size(frame):
             minibatch = minibatch.index_select(dim, run.model[frame.name]["value"])
     sizes = tuple(frame.size for frame in frames)
     if tuple(minibatch.shape[: len(sizes)]) != sizes:

@@ -21,7 +21,7 @@ from torch.distributions import Transform, biject_to
 
 from pyro_infovae.checkpointing import checkpointed_gradient
 from pyro_infovae.runs import Program, leaving_when
-from pyro_infovae.sites import is_latent
+from pyro_infovae.sites import full_size, is_latent
 
 Values: TypeAlias = dict[str, Tensor]
 
@@ -118,7 +118,7 @@ class Posterior:
 
 def subsample_factor(frames: Collection[CondIndepStackFrame]) -> float:
     """The factor that Pyro scales the sites of a stack of plates by: the product of N / B."""
-    return math.prod(_full_size(frame) / frame.size for frame in frames)
+    return math.prod(full_size(frame) / frame.size for frame in frames)
 
 
 class _Placing(Messenger):
@@ -181,7 +181,7 @@ class _Scored(_Placing):
 
     def _check_subsampling(self, msg: Message, log_prob: Tensor) -> None:
         for frame in msg["cond_indep_stack"]:
-            if frame.size == _full_size(frame):
+            if frame.size == full_size(frame):
                 continue
             for name, plates in self.posterior.plates.items():
                 outside = frame.name not in {plate.name for plate in plates}
@@ -224,7 +224,3 @@ def _outer_plates(frames: tuple[CondIndepStackFrame, ...]) -> Iterator[None]:
     finally:
         for frame in closed:
             _DIM_ALLOCATOR.free(frame.name, frame.dim)
-
-
-def _full_size(frame: CondIndepStackFrame) -> int:
-    return frame.full_size or frame.size

@@ -20,7 +20,7 @@ from pyro_infovae.critic_data import only_group
 from pyro_infovae.groups import Group
 from pyro_infovae.rows import group_by_plates
 from pyro_infovae.runs import Program, Recorder
-from pyro_infovae.sites import Selection, row_plates
+from pyro_infovae.sites import Selection, full_size, row_plates
 
 
 @contextmanager
@@ -106,5 +106,5 @@ def datum_of_rows(group: Group) -> Int[Tensor, " rows"]:
     datum = torch.zeros(1, dtype=torch.long)
     for frame in row_plates(run.model[group.names[0]]):
         index = torch.as_tensor(run.model[frame.name]["value"])
-        datum = (datum.to(index)[:, None] * (frame.full_size or frame.size) + index).flatten()
+        datum = (datum.to(index)[:, None] * full_size(frame) + index).flatten()
     return datum

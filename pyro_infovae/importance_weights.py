@@ -19,7 +19,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_infovae.runs import Program
-from pyro_infovae.sites import PARTICLE_PLATE, data_size, is_data, is_latent, undecorated
+from pyro_infovae.sites import PARTICLE_PLATE, full_size, is_data, is_latent, undecorated
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def _check_latents(guide: Trace, model: Trace) -> None:
 def _check_subsampling(sites: Iterable[Message], rows: frozenset[CondIndepStackFrame]) -> None:
     frames = {frame for site in sites for frame in site["cond_indep_stack"]}
     for frame in frames - rows:
-        if data_size([frame]) == frame.size:
+        if full_size(frame) == frame.size:
             continue
         outside = [site["name"] for site in sites if frame not in site["cond_indep_stack"]]
         raise ValueError(

@@ -2,13 +2,14 @@ r"""Pyro's velocity Verlet integrator, differentiable, and chained into a temper
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from types import FunctionType
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from pyro.ops import integrator
 from torch import Tensor
+
+from pyro_infovae.rebinding import with_globals
 
 __all__ = ["differentiable_velocity_verlet", "potential_grad", "tempered_leapfrog"]
 
@@ -177,19 +178,8 @@ def tempered_leapfrog(
 
 def _velocity_verlet_with(potential_grad: Callable[..., Any]) -> Callable[..., Any]:
     """Pyro's step functions, copied to call another ``potential_grad``; Pyro's own stay as is."""
-    step = _with_globals(integrator._single_step_verlet, potential_grad=potential_grad)
-    return _with_globals(integrator.velocity_verlet, _single_step_verlet=step)
-
-
-def _with_globals(function: Callable[..., Any], **replacements: object) -> FunctionType:
-    assert isinstance(function, FunctionType)
-    return FunctionType(
-        function.__code__,
-        {**function.__globals__, **replacements},
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
-    )
+    step = with_globals(integrator._single_step_verlet, potential_grad=potential_grad)
+    return with_globals(integrator.velocity_verlet, _single_step_verlet=step)
 
 
 def _scaled(epsilon: Mapping[str, float | Tensor], values: Sites) -> Sites:

@@ -29,6 +29,7 @@ from pyro_infovae.base_elbo import (
     TensorLoss,
     TraceAnalyticKL_ELBO,
     has_tensor_loss,
+    take_step,
     tensor_loss,
 )
 from pyro_infovae.groups import Group
@@ -183,25 +184,23 @@ class PenalisedELBO(ELBO):
             *args: positional arguments of both.
             **kwargs: keyword arguments of both.
         """
-        if isinstance(self.base, TensorLoss):
-            return self.base.guarded(lambda: self._tensor_step(model, guide, args, kwargs))
         if has_tensor_loss(self.base):
-            return self._tensor_step(model, guide, args, kwargs)
+            return self.guarded(lambda: take_step(self, model, guide, args, kwargs))
         recorder = self._recorder()
         recorded = recorder.model(model), recorder.guide(guide)
         with _graph_retained(self.base):
             value = self.base.loss_and_grads(*recorded, *args, **kwargs)
         penalty = self._penalties(recorder, model, args, kwargs)
-        _backward(penalty, retain_graph=self.retain_graph)
+        if penalty.requires_grad:
+            penalty.backward(retain_graph=self.retain_graph)
         warn_if_nan(torch_item(penalty), "penalty")
         return float(value + torch_item(penalty))
 
-    def _tensor_step(self, model: Program, guide: Program, args: Any, kwargs: Any) -> float:
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        value = loss.item()
-        if self.accepts(value):
-            _backward(loss, retain_graph=self.retain_graph)
-        return value
+    def guarded(self, step: Callable[[], float]) -> float:
+        """Run a step that adds gradients; the base may take them back."""
+        if isinstance(self.base, TensorLoss | PenalisedELBO):
+            return self.base.guarded(step)
+        return step()
 
     def accepts(self, loss: float) -> bool:
         """Whether a loss may be differentiated, as the base says; warns where not, or if nan."""
@@ -240,11 +239,6 @@ class PenalisedELBO(ELBO):
                 f"the rows of {list(group.names)}: sum or average over the rows"
             )
         return value
-
-
-def _backward(loss: Tensor, *, retain_graph: bool | None) -> None:
-    if loss.requires_grad:
-        loss.backward(retain_graph=retain_graph)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pyro.distributions import Delta
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
+from pyro.poutine.util import site_is_subsample
 
 from pyro_infovae.sites import PARTICLE_PLATE, Messages, Selection, is_latent
 
@@ -217,7 +218,8 @@ def draw_prior(
     """
     kept = poutine.Trace()
     for name, msg in run.model.items():
-        if name not in names and not msg["is_observed"] and (name in run.guide or _is_plate(msg)):
+        is_given = name in run.guide or site_is_subsample(msg)
+        if name not in names and not msg["is_observed"] and is_given:
             kept.add_node(name, **msg)
     redraw = _Redraw()
     with (
@@ -262,10 +264,6 @@ class _Redraw(Messenger):
 
     def _pyro_post_sample(self, msg: Message) -> None:
         self.messages[msg["name"]] = msg.copy()
-
-
-def _is_plate(msg: Message) -> bool:
-    return poutine.util.site_is_subsample(msg)
 
 
 @contextmanager

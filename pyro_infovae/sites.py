@@ -45,9 +45,14 @@ def row_plates(msg: Message) -> tuple[CondIndepStackFrame, ...]:
     return tuple(sorted(frames, key=lambda frame: frame.dim))
 
 
+def full_size(frame: CondIndepStackFrame) -> int:
+    """The number of data of a plate, of which a minibatch may hold fewer."""
+    return frame.full_size or frame.size
+
+
 def data_size(frames: Iterable[CondIndepStackFrame]) -> int:
     """The number N of data of a stack of plates: the product of their full sizes."""
-    return math.prod(frame.full_size or frame.size for frame in frames)
+    return math.prod(full_size(frame) for frame in frames)
 
 
 def batch_size(frames: Iterable[CondIndepStackFrame]) -> int:
