@@ -2,6 +2,7 @@
 
 from pyro_infovae.critics import ConcatCritic as ConcatCritic
 from pyro_infovae.critics import SeparableCritic as SeparableCritic
+from pyro_infovae.inference_data import to_inference_data as to_inference_data
 from pyro_infovae.kernels import IMQ as IMQ
 from pyro_infovae.kernels import RBF as RBF
 from pyro_infovae.mmd import mmd_squared as mmd_squared
@@ -22,4 +23,5 @@ __all__ = [
     "TraceMMD_ELBO",
     "mmd_squared",
     "mmd_squared_normal",
+    "to_inference_data",
 ]

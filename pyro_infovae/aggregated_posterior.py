@@ -13,10 +13,11 @@ from pyro.distributions import Delta
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_infovae.fresh_draws import FreshDraws, Minibatch, datum_of_rows, parameters_untouched
+from pyro_infovae.data_runs import check_all_drawn, first_of_each, minibatches
+from pyro_infovae.fresh_draws import FreshDraws, datum_of_rows, parameters_untouched
 from pyro_infovae.groups import Group
 from pyro_infovae.runs import Program
-from pyro_infovae.sites import Messages, data_size, row_plates, undecorated
+from pyro_infovae.sites import Messages, undecorated
 
 _ASKER = "aggregated_posterior"
 _ELEMENTS_PER_CHUNK = 2**23
@@ -80,7 +81,8 @@ def aggregated_posterior(
         The three terms and their standard errors.
 
     Raises:
-        ValueError: for a point mass in the guide, a conditional that changes from run to run (it
+        ValueError: for a point mass in the guide, a latent of the model that the guide does not
+            draw, a conditional that changes from run to run (it
             depends on other latents, or on dropout), or more than one subsampled plate.
 
     References:
@@ -106,21 +108,23 @@ def aggregated_posterior(
         raise ValueError(f"Expected chunk_size >= 1; got {chunk_size}")
     with parameters_untouched():
         draws = FreshDraws(_ASKER, model, guide, args, kwargs, sites)
-        minibatches = _minibatches(draws.draw())
-        runs = [[_Codes.of(draws.draw(batch)) for batch in minibatches] for _ in range(num_samples)]
-        for first, second in zip(*runs[:2], strict=True):
-            _check_conditionals(first, second)
+        first = draws.draw()
+        check_all_drawn(_ASKER, first)
+        parts = minibatches(_ASKER, first)
+        runs = [[_Codes.of(draws.draw(batch)) for batch in parts] for _ in range(num_samples)]
+        for pair in zip(*runs[:2], strict=True):
+            _check_conditionals(*pair)
         mixture = _Mixture(runs[0], chunk_size)
         posterior, prior, aggregated = (
             torch.stack([torch.cat([log_prob(codes) for codes in run]) for run in runs])
             for log_prob in (_Codes.log_posterior, _Codes.log_prior, mixture.log_prob)
         )
-    counted = mixture.counted
+    kept = mixture.kept
     return AggregatedPosterior(
-        *_mean_and_error((posterior - aggregated)[:, counted]),
-        *_mean_and_error((posterior - prior)[:, counted]),
-        *_mean_and_error((aggregated - prior)[:, counted]),
-        num_data=int(counted.sum()),
+        *_mean_and_error((posterior - aggregated)[:, kept]),
+        *_mean_and_error((posterior - prior)[:, kept]),
+        *_mean_and_error((aggregated - prior)[:, kept]),
+        num_data=len(kept),
     )
 
 
@@ -202,7 +206,7 @@ class _Mixture:
     def __init__(self, parts: Sequence[_Codes], chunk_size: int | None) -> None:
         self.parts = parts
         counts = torch.cat([part.counts for part in parts])
-        self.counted = counts & _is_first(torch.cat([part.datum for part in parts]))
+        self.kept = first_of_each(torch.cat([part.datum for part in parts]), counts)
         features = sum(fn.event_shape.numel() for fn in parts[0].conditionals.values())
         self.chunk_size = chunk_size or max(1, _ELEMENTS_PER_CHUNK // (len(counts) * features))
 
@@ -212,32 +216,8 @@ class _Mixture:
 
     def _log_prob(self, values: dict[str, Tensor]) -> Float[Tensor, " codes"]:
         per_datum = torch.cat([part.log_prob(values).flatten(1) for part in self.parts], 1)
-        per_datum = per_datum[:, self.counted]
+        per_datum = per_datum[:, self.kept]
         return per_datum.logsumexp(1) - math.log(per_datum.shape[1])
-
-
-def _minibatches(group: Group) -> list[Minibatch | None]:
-    """Minibatches of the subsampled plate that cover the data, the last one filled from the start.
-
-    Raises:
-        ValueError: for several subsampled plates.
-    """
-    (run,) = group.runs
-    frames = row_plates(run.model[group.names[0]])
-    subsampled = [frame for frame in frames if data_size([frame]) != frame.size]
-    if not subsampled:
-        return [None]
-    if len(subsampled) > 1:
-        raise ValueError(
-            f"{_ASKER} runs all minibatches of one plate; got several that are subsampled, "
-            f"{[frame.name for frame in subsampled]}: leave all but one whole"
-        )
-    (frame,) = subsampled
-    total = data_size([frame])
-    return [
-        Minibatch(frame.name, torch.arange(start, start + frame.size) % total, asker=_ASKER)
-        for start in range(0, total, frame.size)
-    ]
 
 
 def _check_conditionals(first: _Codes, second: _Codes) -> None:
@@ -252,14 +232,6 @@ def _check_conditionals(first: _Codes, second: _Codes) -> None:
                 "of the data alone: it depends on another latent that the guide draws, or on "
                 "dropout (call eval() on the encoder)"
             )
-
-
-def _is_first(datum: Int[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
-    """Whether a datum is met for the first time."""
-    order = datum.argsort(stable=True)
-    first = torch.ones_like(datum, dtype=torch.bool)
-    first[order[1:]] = datum[order[1:]] != datum[order[:-1]]
-    return first
 
 
 def _log_prob(messages: Messages, names: Iterable[str]) -> Float[Tensor, " rows"]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pyro_infovae.critics import ConcatCritic
 from pyro_infovae.fresh_draws import FreshDraws, datum_of_rows, parameters_untouched
 from pyro_infovae.mutual_information import Bound, get_bound
 from pyro_infovae.negatives import PairScores, bound_information, score_all
+from pyro_infovae.progress import with_progress
 from pyro_infovae.runs import Program
 
 _ASKER = "mutual_information"
@@ -231,7 +231,7 @@ def _train(
 ) -> None:
     optimiser = torch.optim.Adam(critic.parameters(), lr=learning_rate)
     critic.train()
-    for rows in _with_progress(islice(batches, num_steps), num_steps):
+    for rows in with_progress(islice(batches, num_steps), total=num_steps, label="critic"):
         optimiser.zero_grad()
         with torch.enable_grad():
             (-bound_information(bound, _score_block(critic, rows)).surrogate).backward()
@@ -275,15 +275,3 @@ def _estimate(
         estimates.append(bound_information(bound, scores, weights[None, None]).estimate)
         sizes.append(weights.sum())
     return (torch.stack(estimates) * torch.stack(sizes)).sum() / torch.stack(sizes).sum()
-
-
-def _with_progress(steps: Iterator[_Rows], num_steps: int) -> Iterable[_Rows]:
-    """The steps, with a bar at the terminal where tqdm is installed."""
-    try:
-        tqdm = importlib.import_module("tqdm")
-    except ImportError:
-        return steps
-    bar: Iterable[_Rows] = tqdm.tqdm(
-        steps, desc="critic", total=num_steps, leave=False, disable=None
-    )
-    return bar

@@ -232,6 +232,11 @@ REFUSED_BY_AGGREGATED: dict[str, tuple[Programs, dict[str, Any], str]] = {
         {},
         r"q\(z2 \| x\) changes from run to run.*another latent",
     ),
+    "undrawn latent": (
+        programs.mixture(learned_prior=True, enumerate_in_model=True),
+        {},
+        r"the guide does not draw 'y', on which the prior of \['z'\] may depend",
+    ),
     "several subsampled": (
         _two_subsampled(),
         {},

@@ -1,0 +1,36 @@
+"""Pyro's objectives keep the contract of tests/elbo_suite.py."""
+
+from __future__ import annotations
+
+import pyro
+import pytest
+import torch
+
+from pyro_infovae import TraceHamiltonian_ELBO, TraceInfoMax_ELBO, TraceMMD_ELBO
+from tests.elbo_suite import ELBOSuite, HamiltonianSuite, InfoMaxSuite, MMDSuite
+from tests.pyro_infovae.half import PYRO
+from tests.shared_programs import vae
+
+
+class PyroSuite(ELBOSuite):
+    half = PYRO
+
+    def test_all_methods_give_the_same_loss(self) -> None:
+        elbo, case = self.typical(), vae(PYRO, batch=5)
+        losses = []
+        for method in (elbo.loss, elbo.loss_and_grads, elbo.differentiable_loss):
+            pyro.set_rng_seed(3)
+            losses.append(float(torch.as_tensor(method(*case)).detach()))
+        assert losses == [pytest.approx(losses[0], rel=1e-12)] * 3
+
+
+class TestTraceMMD(PyroSuite, MMDSuite):
+    elbo = TraceMMD_ELBO
+
+
+class TestTraceInfoMax(PyroSuite, InfoMaxSuite):
+    elbo = TraceInfoMax_ELBO
+
+
+class TestTraceHamiltonian(PyroSuite, HamiltonianSuite):
+    elbo = TraceHamiltonian_ELBO
