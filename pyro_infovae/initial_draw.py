@@ -63,11 +63,6 @@ class InitialDraw(Messenger):
         self._auxiliary: set[str] = set()
         self._context: dict[str, tuple[Any, Any, Any]] = {}
 
-    @property
-    def batch_dims(self) -> dict[str, int]:
-        """The number of batch dims by site name."""
-        return {name: site.batch_dim for name, site in self.flowing.items()}
-
     def check(self) -> None:
         """Refuse a draw that nothing can flow from.
 
@@ -113,7 +108,8 @@ class InitialDraw(Messenger):
         elif msg["infer"].get("_do_not_trace"):
             self._add(msg, *self._context[name])
         elif msg["infer"].get("is_auxiliary"):
-            self._auxiliary.add(name)
+            if not isinstance(undecorated(msg["fn"]), Delta):
+                self._auxiliary.add(name)
         else:
             self.given[name] = msg["value"]
 

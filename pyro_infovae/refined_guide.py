@@ -123,9 +123,14 @@ class RefinedGuide:
             step_size=settings.step_sizes(start.unconstrained),
             per_step=settings.per_step,
         )
+        # Guide and model may differ in event dims: the rows are those that both tell apart.
+        batch_dims = {
+            name: min(site.batch_dim, start.log_jacobian[name].dim())
+            for name, site in initial.flowing.items()
+        }
         finite = {
             name: _is_finite(u_end[name], batch_dim) & _is_finite(rho_end[name], batch_dim)
-            for name, batch_dim in initial.batch_dims.items()
+            for name, batch_dim in batch_dims.items()
         }
         end = posterior.constrain(
             {
@@ -141,10 +146,11 @@ class RefinedGuide:
                 rho_end[name],
                 end.log_jacobian[name],
                 settings.inverse_temperatures,
+                batch_dims[name],
             )
             density = torch.where(finite[name], density, math.nan)
             with _InPlaceOf(site):
-                pyro.sample(name, _delta(end.constrained[name], density, site.event_dim))
+                pyro.sample(name, _delta(end.constrained[name], density))
         return end.constrained
 
     def _log_density(
@@ -155,18 +161,19 @@ class RefinedGuide:
         rho_end: Tensor,
         end_log_jacobian: Tensor,
         inverse_temperatures: Tensor,
+        batch_dim: int,
     ) -> Float[Tensor, ...]:
         """The log density of a flowed latent, one term a line."""
         guide, momentum, tempering = self.prefactors.logq
         beta_0, beta_end = (inverse_temperatures[k].to(rho_0) for k in (0, -1))
-        batch_dim = site.batch_dim
         num_features = math.prod(rho_0.shape[batch_dim:])
         return (
-            guide * (site.log_prob + start_log_jacobian)
+            guide * _per_row(site.log_prob, batch_dim)
+            + guide * _per_row(start_log_jacobian, batch_dim)
             + momentum * _log_normal(rho_0, beta_0, batch_dim)
             - tempering * (num_features / 2) * (beta_0 / beta_end).log()
             - self.prefactors.logp[2] * _log_normal(rho_end, torch.ones_like(beta_0), batch_dim)
-            - self.prefactors.logp[1] * end_log_jacobian
+            - self.prefactors.logp[1] * _per_row(end_log_jacobian, batch_dim)
         )
 
 
@@ -204,14 +211,17 @@ class _InPlaceOf(Messenger):
         msg["infer"] = {FLOWED: True}
 
 
-def _delta(value: Tensor, log_density: Tensor, event_dim: int) -> Delta:
+def _delta(value: Tensor, log_density: Tensor) -> Delta:
     # Unvalidated, for the log density of a row that diverged is nan.
-    return Delta(value, log_density, event_dim, validate_args=False)
+    return Delta(value, log_density, value.dim() - log_density.dim(), validate_args=False)
 
 
 def _log_normal(rho: Tensor, beta: Tensor, batch_dim: int) -> Tensor:
-    log_density = 0.5 * (beta / (2 * math.pi)).log() - 0.5 * beta * rho**2
-    return sum_rightmost(log_density, rho.dim() - batch_dim)
+    return _per_row(0.5 * (beta / (2 * math.pi)).log() - 0.5 * beta * rho**2, batch_dim)
+
+
+def _per_row(terms: Tensor, batch_dim: int) -> Tensor:
+    return sum_rightmost(terms, terms.dim() - batch_dim)
 
 
 def _is_finite(tensor: Tensor, batch_dim: int) -> Tensor:

@@ -130,6 +130,21 @@ class TestPrograms:
         assert_bound(case, (joint.exp().mean(1).sum(0) * 0.005).log())
         assert_gradients(case)
 
+    def test_event_dims_of_the_guides_own(self) -> None:
+        """A vector in the model, two scalars in the guide: each Jacobian counts once."""
+        x = torch.tensor([0.5, -1.0])
+
+        def model() -> None:
+            z = pyro.sample("z", dist.LogNormal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.log(), 1.0).to_event(1), obs=x)
+
+        def guide() -> None:
+            pyro.sample("z", dist.LogNormal(torch.tensor([0.3, -0.4]), 0.9))
+
+        pyro.enable_validation(False)  # which asks for a plate around the guide's scalars
+        exact = dist.Normal(0.0, 2**0.5).log_prob(x).sum()
+        assert_bound(Programs(model, guide, ()), exact, num_samples=600, chunk_size=1)
+
     def test_a_sequential_plate_and_a_global_latent(self) -> None:
         _, exact = normal_hierarchy()
 
