@@ -1,11 +1,14 @@
 r"""NumPyro's velocity Verlet integrator, chained into a tempered flow."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import FunctionType
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 from numpyro.infer import hmc_util
 
@@ -85,6 +88,8 @@ def tempered_leapfrog(
     momentum_factors = jnp.sqrt(inverse_temperatures[:-1] / inverse_temperatures[1:])
     step_sizes = _step_sizes(step_size, u, len(momentum_factors), per_step)
 
+    # The gradients are kept, and what is elementwise is computed again.
+    @partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names("gradient"))
     def step(state: _State, inputs: tuple[Sites, Array]) -> tuple[_State, None]:
         position, momentum, gradient, energy = state
         epsilon, factor = inputs
@@ -139,6 +144,7 @@ def _scaled_gradient(
 ) -> tuple[tuple[Sites, Array], Sites]:
     """What the next step needs, where NumPyro carries the energy along, and the scaled gradient."""
     gradient, energy = potential_grad(z)
+    gradient = checkpoint_name(gradient, "gradient")  # type: ignore[no-untyped-call]
     return (gradient, energy), _scaled(epsilon, gradient)
 
 
@@ -174,7 +180,8 @@ def _step_sizes(
                 f"Expected step_size of {site!r} to broadcast to {position.shape}; "
                 f"got shape {column.shape[1:]}{' in each step' if per_step else ''}"
             )
-        columns[site] = column
+        missing = position.ndim + 1 - column.ndim if column.ndim > 1 else 0
+        columns[site] = jnp.expand_dims(column, tuple(range(1, 1 + missing)))
     return columns
 
 

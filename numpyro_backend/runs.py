@@ -60,6 +60,13 @@ def unrecorded(program: Program) -> Program:
     return program
 
 
+def recorded_like(program: Program, other: Program) -> Program:
+    """The other program under the recording handlers of the first."""
+    if not isinstance(program, Recorded):
+        return other
+    return Recorded(recorded_like(program.fn, other), program.handler)
+
+
 class Recorder:
     r"""Records the run of a base ELBO and reweights the KL of the selected latents in it.
 

@@ -13,21 +13,46 @@ import pytest
 import numpyro_backend
 import pyro_infovae
 
+OBJECTIVES = {
+    "trace_mmd_elbo": "TraceMMD_ELBO",
+    "trace_infomax_elbo": "TraceInfoMax_ELBO",
+    "trace_hamiltonian_elbo": "TraceHamiltonian_ELBO",
+}
 MODULES = [
     "kernels",
     "mmd",
     "mutual_information",
     "tempering",
     "critics",
-    "trace_mmd_elbo",
+    "critic_data",
+    "negatives",
+    "flow_parameters",
+    *OBJECTIVES,
+    "aggregated_posterior",
+    "critic_information",
+    "evidence",
+    "inference_data",
 ]
 
-# NumPyro has no counterpart: its objectives find out the nesting themselves.
-PYRO_ARGUMENTS = {"max_plate_nesting"}
+# NumPyro's objectives find out the nesting themselves, and its runs are stacked into one.
+PYRO_ARGUMENTS = {"max_plate_nesting", "num_rows", "runs", "particles"}
+# JAX has neither a random state nor a param store.
+NUMPYRO_ARGUMENTS = {"rng_key", "params"}
 # Each half has its framework's own default.
 OWN_DEFAULTS = {"vectorize_particles", "activation"}
 # JAX keeps parameters beside a critic: these are a critic with its parameters.
 NUMPYRO_NAMES = {"BoundConcatCritic", "BoundSeparableCritic"}
+# The frameworks' own ways to a loss, and to parameters.
+OWN_METHODS = {
+    "loss",
+    "differentiable_loss",
+    "loss_and_grads",
+    "loss_with_mutable_state",
+    "guarded",
+    "accepts",
+    "wrap_model",
+    "bind_critic",
+}
 
 
 def public(module: ModuleType) -> dict[str, Callable[..., Any]]:
@@ -38,11 +63,21 @@ def public(module: ModuleType) -> dict[str, Callable[..., Any]]:
     }
 
 
+def methods(objective: type) -> dict[str, Callable[..., Any]]:
+    return {
+        name: value
+        for base in objective.__mro__
+        if base.__module__.split(".")[0] in ("pyro_infovae", "numpyro_backend")
+        for name, value in vars(base).items()
+        if inspect.isfunction(value) and not name.startswith("_") and name not in OWN_METHODS
+    }
+
+
 def arguments(function: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
     return [
         (p.name, p.kind, None if p.name in OWN_DEFAULTS else p.default)
         for p in inspect.signature(function).parameters.values()
-        if p.name not in PYRO_ARGUMENTS
+        if p.name not in PYRO_ARGUMENTS | NUMPYRO_ARGUMENTS
     ]
 
 
@@ -54,6 +89,17 @@ def test_both_halves_have_the_same_signatures(name: str) -> None:
     )
     assert theirs.keys() == ours.keys() - NUMPYRO_NAMES
     assert theirs
+    for key, function in theirs.items():
+        assert arguments(ours[key]) == arguments(function), key
+
+
+@pytest.mark.parametrize(("module", "name"), OBJECTIVES.items())
+def test_both_halves_have_the_same_methods(module: str, name: str) -> None:
+    theirs, ours = (
+        methods(getattr(importlib.import_module(f"{package}.{module}"), name))
+        for package in ("pyro_infovae", "numpyro_backend")
+    )
+    assert theirs.keys() == ours.keys()
     for key, function in theirs.items():
         assert arguments(ours[key]) == arguments(function), key
 

@@ -13,3 +13,10 @@ def quick_double_precision() -> Iterator[None]:
     with jax.enable_x64(True):
         yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def strict_ranks() -> Iterator[None]:
+    """No array is broadcast to a rank that it has not; scalars are."""
+    with jax.numpy_rank_promotion("raise"):
+        yield

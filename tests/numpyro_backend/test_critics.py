@@ -16,6 +16,8 @@ from jax.extend.core import jaxprs_in_params
 import numpyro_backend.critics as ours
 import pyro_infovae.critics as twin
 
+pytestmark = pytest.mark.usefixtures("strict_ranks")
+
 
 @pytest.fixture(autouse=True)
 def double_precision() -> Iterator[None]:

@@ -28,6 +28,8 @@ from numpyro_backend._radial_pairs import RadialPairs
 from pyro_infovae._normal_pairs import NormalPairs as TwinNormalPairs
 from pyro_infovae._radial_pairs import RadialPairs as TwinRadialPairs
 
+pytestmark = pytest.mark.usefixtures("strict_ranks")
+
 KERNELS: dict[str, Callable[[Any], Any]] = {
     "rbf": lambda k: k.RBF(),
     "rbf-sequence": lambda k: k.RBF([0.5, 2.0]),

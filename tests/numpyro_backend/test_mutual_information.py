@@ -17,6 +17,8 @@ from jax import Array
 import numpyro_backend.mutual_information as ours
 import pyro_infovae.mutual_information as twin
 
+pytestmark = pytest.mark.usefixtures("strict_ranks")
+
 NAMES = list(ours.BOUNDS)
 ROWS, NEGATIVES = 6, 4
 

@@ -1,0 +1,271 @@
+"""Time of a jitted NumPyro training step against one written by hand in JAX and optax.
+
+Two variational autoencoders on minibatches of 128 binary images; the hand-written step has the same
+networks, estimators and optimiser. Run by hand: ``python benchmarks/numpyro_step.py``. Writes
+``benchmarks/numpyro_step.md``.
+"""
+
+import datetime
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+import optax
+from jax import Array
+from jax.nn import sigmoid, softplus
+from numpyro.infer import TraceMeanField_ELBO
+from numpyro.infer.elbo import ELBO
+
+from numpyro_backend import SVI, TraceHamiltonian_ELBO, TraceMMD_ELBO, __version__
+
+BATCH = 128
+SIZES = ((64, 128, 8), (784, 400, 20))
+LAMBD = 100.0
+LEAPFROG_STEPS, STEP_SIZE, BETA_0 = 3, 0.05, 0.5
+STEPS_PER_TIMING = 20
+ROUNDS = 30
+
+Params = dict[str, Any]
+Step = Callable[[], Array]
+
+
+def init_linear(rng_key: Array, inputs: int, outputs: int) -> Params:
+    """Weights of one layer."""
+    kernel = jax.random.normal(rng_key, (inputs, outputs)) * inputs**-0.5
+    return {"kernel": kernel, "bias": jnp.zeros(outputs)}
+
+
+def init_decoder(rng_key: Array, sizes: tuple[int, int, int]) -> list[Params]:
+    """Weights of one hidden layer and the logits."""
+    pixels, hidden, latent = sizes
+    first, second = jax.random.split(rng_key)
+    return [init_linear(first, latent, hidden), init_linear(second, hidden, pixels)]
+
+
+def init_encoder(rng_key: Array, sizes: tuple[int, int, int]) -> list[Params]:
+    """Weights of one hidden layer, means and log scales."""
+    pixels, hidden, latent = sizes
+    first, second = jax.random.split(rng_key)
+    return [init_linear(first, pixels, hidden), init_linear(second, hidden, 2 * latent)]
+
+
+def mlp(params: list[Params], inputs: Array) -> Array:
+    """One hidden layer."""
+    first, second = params
+    hidden = jnp.tanh(inputs @ first["kernel"] + first["bias"])
+    return hidden @ second["kernel"] + second["bias"]
+
+
+def encode(params: list[Params], x: Array) -> tuple[Array, Array]:
+    """Means and scales of q(z|x)."""
+    loc, log_scale = jnp.split(mlp(params, x), 2, axis=1)
+    return loc, jnp.exp(log_scale)
+
+
+# ----------------------------------------------------------------------------------- with NumPyro
+
+
+def numpyro_step(objective: ELBO, sizes: tuple[int, int, int], x: Array) -> Step:
+    """A step of SVI."""
+
+    def model(x: Array) -> None:
+        decoder = numpyro.param("decoder", lambda key: init_decoder(key, sizes))
+        with numpyro.plate("data", BATCH):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros(sizes[2]), 1.0).to_event(1))
+            numpyro.sample("x", dist.Bernoulli(logits=mlp(decoder, z)).to_event(1), obs=x)
+
+    def guide(x: Array) -> None:
+        encoder = numpyro.param("encoder", lambda key: init_encoder(key, sizes))
+        with numpyro.plate("data", BATCH):
+            numpyro.sample("z", dist.Normal(*encode(encoder, x)).to_event(1))
+
+    svi = SVI(model, guide, optax.adam(1e-3), loss=objective)
+    return stepping(jax.jit(svi.update), svi.init(jax.random.key(0), x), x)
+
+
+# ---------------------------------------------------------------------------------------- by hand
+
+
+def by_hand(loss: Callable[..., Array], sizes: tuple[int, int, int], x: Array) -> Step:
+    """A step of optax's Adam on a loss(params, rng_key, x)."""
+    optimiser = optax.adam(1e-3)
+    first, second, rng_key = jax.random.split(jax.random.key(0), 3)
+    params = {
+        "decoder": init_decoder(first, sizes),
+        "encoder": init_encoder(second, sizes),
+        "step_size": jnp.log(STEP_SIZE / (0.5 - STEP_SIZE)),
+        "beta_0": jnp.log(BETA_0 / (1 - BETA_0)),
+    }
+
+    def update(state: Any, x: Array) -> tuple[Any, Array]:
+        params, moments, rng_key = state
+        rng_key, step_key = jax.random.split(rng_key)
+        value, grads = jax.value_and_grad(loss)(params, step_key, x)
+        changes, moments = optimiser.update(grads, moments)
+        return (optax.apply_updates(params, changes), moments, rng_key), value
+
+    return stepping(jax.jit(update), (params, optimiser.init(params), rng_key), x)
+
+
+def elbo_loss(params: Params, rng_key: Array, x: Array) -> Array:
+    """-ELBO with the KL in closed form."""
+    return elbo_and_code(params, rng_key, x)[0]
+
+
+def elbo_and_code(params: Params, rng_key: Array, x: Array) -> tuple[Array, Array]:
+    """-ELBO and the codes it was estimated with."""
+    loc, scale = encode(params["encoder"], x)
+    z = loc + scale * jax.random.normal(rng_key, loc.shape)
+    kl = 0.5 * (loc**2 + scale**2 - 1).sum() - jnp.log(scale).sum()
+    return kl - log_likelihood(params, z, x).sum(), z
+
+
+def log_likelihood(params: Params, z: Array, x: Array) -> Array:
+    """The log likelihood by pixel."""
+    logits = mlp(params["decoder"], z)
+    return x * logits - softplus(logits)
+
+
+def mmd_loss(params: Params, rng_key: Array, x: Array) -> Array:
+    """-ELBO and N (lambda - 1) times the unbiased MMD² of an RBF kernel of lengthscale √d."""
+    posterior_key, prior_key = jax.random.split(rng_key)
+    loss, z = elbo_and_code(params, posterior_key, x)
+    n, d = z.shape
+    prior = jax.random.normal(prior_key, z.shape)
+
+    def kernel(a: Array, b: Array) -> Array:
+        squares = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
+        return jnp.exp(-squares / (2 * d))
+
+    def off_diagonal(matrix: Array) -> Array:
+        return (matrix.sum() - jnp.trace(matrix)) / (n * (n - 1))
+
+    within = off_diagonal(kernel(z, z)) + off_diagonal(kernel(prior, prior))
+    return loss + n * (LAMBD - 1) * (within - 2 * off_diagonal(kernel(z, prior)))
+
+
+def hamiltonian_loss(params: Params, rng_key: Array, x: Array) -> Array:
+    """The Hamiltonian bound with quadratic tempering, a scan over checkpointed leapfrog steps."""
+    posterior_key, momentum_key = jax.random.split(rng_key)
+    step_size, beta_0 = 0.5 * sigmoid(params["step_size"]), sigmoid(params["beta_0"])
+    loc, scale = encode(params["encoder"], x)
+    noise = jax.random.normal(posterior_key, loc.shape)
+    z = loc + scale * noise
+    rho_0 = rho = jax.random.normal(momentum_key, loc.shape) / jnp.sqrt(beta_0)
+    roots = (1 - 1 / jnp.sqrt(beta_0)) * (jnp.arange(LEAPFROG_STEPS + 1) / LEAPFROG_STEPS) ** 2
+    roots = roots + 1 / jnp.sqrt(beta_0)
+
+    def log_joint(z: Array) -> Array:
+        return log_likelihood(params, z, x).sum() - 0.5 * (z**2).sum()
+
+    force = jax.grad(log_joint)
+
+    @jax.checkpoint
+    def leapfrog(state: tuple[Array, Array, Array], cooling: Array) -> tuple[Any, None]:
+        z, rho, gradient = state
+        rho = rho + 0.5 * step_size * gradient
+        z = z + step_size * rho
+        gradient = force(z)
+        return (z, (rho + 0.5 * step_size * gradient) * cooling, gradient), None
+
+    # The momentum is multiplied by sqrt(beta_{k-1} / beta_k).
+    (z, rho, _), _ = jax.lax.scan(leapfrog, (z, rho, force(z)), roots[1:] / roots[:-1])
+    log_q = -0.5 * (noise**2).sum() - jnp.log(scale).sum() - 0.5 * beta_0 * (rho_0**2).sum()
+    return log_q - log_joint(z) + 0.5 * (rho**2).sum()
+
+
+# --------------------------------------------------------------------------------------- measuring
+
+
+def stepping(update: Callable[..., Any], state: Any, x: Array) -> Step:
+    """Steps in a row, the state carried along."""
+
+    def steps() -> Array:
+        nonlocal state
+        for _ in range(STEPS_PER_TIMING):
+            state, loss = update(state, x)
+        return jax.block_until_ready(loss)
+
+    steps()
+    return steps
+
+
+def time_ratios(contenders: dict[str, tuple[Step, Step]]) -> dict[str, tuple[float, ...]]:
+    """Milliseconds of the hand-written step, and quartiles of the ratio of ours to it."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+    for _ in range(ROUNDS):
+        for name, pair in contenders.items():
+            times[name].append(tuple(milliseconds(steps) for steps in pair))
+    measured = {}
+    for name, pairs in times.items():
+        ratios = statistics.quantiles([ours / theirs for ours, theirs in pairs], n=4)
+        measured[name] = statistics.median(theirs for _, theirs in pairs), *ratios
+    return measured
+
+
+def milliseconds(steps: Step) -> float:
+    """The time of one step."""
+    start = time.perf_counter()
+    steps()
+    return 1e3 * (time.perf_counter() - start) / STEPS_PER_TIMING
+
+
+def main() -> None:
+    """Measure, and write the table."""
+    # Before JAX looks for its devices.
+    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    rows = []
+    for sizes in SIZES:
+        x = jax.random.bernoulli(jax.random.key(1), 0.2, (BATCH, sizes[0])).astype(jnp.float32)
+        hamiltonian = TraceHamiltonian_ELBO(LEAPFROG_STEPS, STEP_SIZE, beta_0=BETA_0)
+        contenders = {
+            "TraceMeanField_ELBO (stock)": (TraceMeanField_ELBO(), elbo_loss),
+            "TraceMMD_ELBO": (TraceMMD_ELBO(lambd=LAMBD), mmd_loss),
+            f"TraceHamiltonian_ELBO, K = {LEAPFROG_STEPS}": (hamiltonian, hamiltonian_loss),
+        }
+        steps = {
+            name: (numpyro_step(objective, sizes, x), by_hand(loss, sizes, x))
+            for name, (objective, loss) in contenders.items()
+        }
+        for name, (theirs, low, median, high) in time_ratios(steps).items():
+            rows.append(
+                f"| {'-'.join(map(str, sizes))} | {name} | {theirs:.2f} | {median:.2f} |"
+                f" {low:.2f} to {high:.2f} |"
+            )
+    text = "\n".join(
+        [
+            "# NumPyro: time of a training step against one written by hand",
+            "",
+            f"A VAE (pixels-hidden-code, one hidden layer each way) on {BATCH} rows, float32, one"
+            " thread on one core. `jax.jit(svi.update)` of",
+            "`numpyro_backend.SVI` against a jitted step in JAX with the same networks and"
+            " estimators; both with optax's Adam. Medians and",
+            f"quartiles of {ROUNDS} interleaved pairs of {STEPS_PER_TIMING} steps.",
+            "",
+            "| sizes | objective | by hand, ms | ours / by hand | quartiles |",
+            "|---|---|---|---|---|",
+            *rows,
+            "",
+            f"pyro-infovae {__version__}, jax {jax.__version__}, numpyro {numpyro.__version__},"
+            f" optax {optax.__version__}, Python {platform.python_version()};"
+            f" {platform.platform()}, {os.cpu_count()} CPUs; {datetime.date.today().isoformat()}.",
+            "Written by `python benchmarks/numpyro_step.py`.",
+            "",
+        ]
+    )
+    Path(__file__).with_suffix(".md").write_text(text)
+    sys.stdout.write(text)
+
+
+if __name__ == "__main__":
+    main()

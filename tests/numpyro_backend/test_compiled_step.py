@@ -1,0 +1,124 @@
+"""What XLA makes of a step: it is compiled once, and nothing in it is computed for nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from jax import Array
+from numpyro.infer import TraceMeanField_ELBO
+from numpyro.infer.elbo import ELBO
+
+from numpyro_backend import (
+    SVI,
+    ConcatCritic,
+    SeparableCritic,
+    TraceHamiltonian_ELBO,
+    TraceInfoMax_ELBO,
+    TraceMMD_ELBO,
+)
+
+BATCH, PIXELS, HIDDEN, LATENT = 64, 256, 512, 4
+X = (jnp.arange(BATCH * PIXELS) % 3 == 0).reshape(BATCH, PIXELS).astype(jnp.float32)
+
+
+def _weights(name: str, *shape: int) -> Any:
+    return numpyro.param(name, lambda key: 0.1 * jax.random.normal(key, shape))
+
+
+def model(x: Array) -> None:
+    first, second = _weights("first", LATENT, HIDDEN), _weights("second", HIDDEN, PIXELS)
+    with numpyro.plate("data", len(x)):
+        z = numpyro.sample("z", dist.Normal(jnp.zeros(LATENT), 1.0).to_event(1))
+        logits = jnp.tanh(z @ first) @ second
+        numpyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+
+def guide(x: Array) -> None:
+    loc = x @ _weights("encoder", PIXELS, LATENT)
+    with numpyro.plate("data", len(x)):
+        numpyro.sample("z", dist.Normal(loc, 0.5).to_event(1))
+
+
+def flops(objective: ELBO) -> float:
+    svi = SVI(model, guide, numpyro.optim.Adam(1e-3), objective)
+    state = svi.init(jax.random.key(0), X)
+    cost: Any = jax.jit(svi.update).lower(state, X).compile().cost_analysis()
+    return float(cost["flops"])
+
+
+@pytest.mark.parametrize("prior_draws", [1, 4])
+def test_prior_draws_run_no_decoder(prior_draws: int) -> None:
+    decoder = 2 * BATCH * HIDDEN * (LATENT + PIXELS)
+    stock = flops(TraceMeanField_ELBO())
+    assert stock > 3 * decoder  # forward, and backward to weights and inputs
+    extra = flops(TraceMMD_ELBO(prior_draws=prior_draws)) - stock
+    assert 0 < extra < 0.3 * decoder
+
+
+OBJECTIVES = {
+    "mmd": lambda: TraceMMD_ELBO(num_particles=2),
+    "infomax": lambda: TraceInfoMax_ELBO(ConcatCritic(PIXELS, LATENT, (8,)), num_particles=2),
+    "hamiltonian": lambda: TraceHamiltonian_ELBO(2, 0.01, num_particles=2),
+    "mmd over hamiltonian": lambda: TraceMMD_ELBO(base=TraceHamiltonian_ELBO(2, 0.01)),
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_a_step_is_traced_and_compiled_once(objective: Any) -> None:
+    svi = SVI(model, guide, numpyro.optim.Adam(1e-3), objective())
+    state = svi.init(jax.random.key(0), X)
+    traced = 0
+
+    def update(state: Any, x: Array) -> Any:
+        nonlocal traced
+        traced += 1
+        return svi.update(state, x)
+
+    step = jax.jit(update)
+    for _ in range(3):
+        state, loss = step(state, X)
+    assert traced == step._cache_size() == 1
+    assert jnp.isfinite(loss)
+
+
+STRICT = {
+    **OBJECTIVES,
+    "closed form": lambda: TraceMMD_ELBO(estimator="closed_form"),
+    "all negatives": lambda: TraceInfoMax_ELBO(
+        SeparableCritic(PIXELS, LATENT, (8,)), negatives="all"
+    ),
+    "step per dimension": lambda: TraceHamiltonian_ELBO(
+        2, jnp.full(LATENT, 0.01), tempering="free"
+    ),
+}
+
+
+@pytest.mark.parametrize("objective", STRICT.values(), ids=STRICT)
+def test_ranks_are_never_promoted(objective: Any) -> None:
+    """NumPyro promotes those of a distribution's parameters, so these have the full shape."""
+
+    def model(x: Array) -> None:
+        with numpyro.plate("data", len(x)):
+            normal = dist.Normal(jnp.zeros((len(x), LATENT)), jnp.ones((len(x), LATENT)))
+            z = numpyro.sample("z", normal.to_event(1))
+            logits = z @ _weights("decoder", LATENT, PIXELS)
+            numpyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    with jax.numpy_rank_promotion("raise"):
+        svi = SVI(model, guide, numpyro.optim.Adam(1e-3), objective())
+        jax.eval_shape(svi.update, svi.init(jax.random.key(0), X), X)
+
+
+@pytest.mark.parametrize("progress_bar", [False, True])
+def test_run_with_and_without_progress_bar(
+    progress_bar: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    svi = SVI(model, guide, numpyro.optim.Adam(1e-2), TraceMMD_ELBO(lambd=10.0))
+    losses = svi.run(jax.random.key(0), 20, X, progress_bar=progress_bar).losses
+    assert losses[-1] < losses[0]
+    assert ("100%" in capsys.readouterr().err) == progress_bar

@@ -1,0 +1,324 @@
+"""What the objectives refuse, and what they say: one table for both halves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from tests.halves import Case, Half
+from tests.refused_programs import (
+    discrete,
+    lone,
+    masked_features,
+    one_latent,
+    point_mass,
+    subsampled_global,
+    two_latents,
+    undeclared,
+)
+from tests.shared_programs import X, nested, vae
+
+
+class RefusedSettings(NamedTuple):
+    """Settings of an objective, and what it says when it is made with them."""
+
+    settings: dict[str, Any]
+    message: str
+
+
+class RefusedProgram(NamedTuple):
+    """A program, what an objective says when it is used with it, and the objective's settings."""
+
+    program: Callable[[Half], Case]
+    message: str
+    settings: Callable[[Half], dict[str, Any]] = lambda half: {}
+
+
+def says(refused: Callable[[], Any]) -> str:
+    """What an error says, in the words of either half; Pyro appends the shapes of its trace."""
+    with pytest.raises((ValueError, NotImplementedError)) as error:
+        refused()
+    return str(error.value).splitlines()[0].replace("numpyro", "pyro")
+
+
+def named(**settings: Any) -> Callable[[Half], dict[str, Any]]:
+    """The same settings in both halves."""
+    return lambda half: settings
+
+
+def scoring(index: Any, **settings: Any) -> Callable[[Half], dict[str, Any]]:
+    """A critic whose scores have a shape of their own."""
+
+    def score(params: Any, x: Any, z: Any) -> Any:
+        return params["weight"] * z.sum(1)[index]
+
+    return lambda half: {"critic": half.critic(score, {"weight": np.ones(())}), **settings}
+
+
+ONE_ROW = partial(vae, batch=1)
+SINGLE_ROW = (
+    "has a single row: use a larger minibatch in its plate, more particles for a latent outside "
+    "plates, or other sites"
+)
+NAME_THE_DATA = "pass data= one of them, or a function of the model's arguments"
+
+MMD_SETTINGS = {
+    "maximised": RefusedSettings(
+        {"alpha": 0.2, "lambd": 0.5},
+        "Expected alpha + lambd >= 1; got alpha=0.2, lambd=0.5, which would maximise the "
+        "discrepancy between q(z) and p(z): raise lambd",
+    ),
+    "rewarded KL": RefusedSettings(
+        {"alpha": 1.5},
+        "Expected alpha <= 1; got alpha=1.5, which would reward the KL without bound",
+    ),
+    "nan": RefusedSettings(
+        {"lambd": math.nan},
+        "Expected alpha + lambd >= 1; got alpha=0.0, lambd=nan, which would maximise the "
+        "discrepancy between q(z) and p(z): raise lambd",
+    ),
+    "estimator": RefusedSettings(
+        {"estimator": "u"},
+        "Expected estimator to be one of ('unbiased', 'biased', 'closed_form'); got 'u'",
+    ),
+    "prior draws": RefusedSettings({"prior_draws": 0}, "Expected prior_draws of at least 1; got 0"),
+}
+
+MMD_PROGRAMS = {
+    "unknown site": RefusedProgram(
+        vae,
+        "TraceMMD_ELBO: sites names 'zz', which is no latent of the model; its latents are ['z']",
+        named(sites=["zz"]),
+    ),
+    "observed site": RefusedProgram(
+        vae,
+        "TraceMMD_ELBO: sites names 'x', which is no latent of the model; its latents are ['z']",
+        named(sites="x"),
+    ),
+    "not in the guide": RefusedProgram(
+        partial(two_latents, guided=("z1",)),
+        "TraceMMD_ELBO: sites names 'z2', which the guide does not draw; leave it out of sites or "
+        "draw it in the guide",
+        named(sites=["z2"]),
+    ),
+    "lone, named": RefusedProgram(
+        lone, f"TraceMMD_ELBO: sites names 'theta', which {SINGLE_ROW}", named(sites=["theta"])
+    ),
+    "lone": RefusedProgram(
+        lone, f"TraceMMD_ELBO: no latent is left to penalise: 'theta' {SINGLE_ROW}"
+    ),
+    "lone, particles": RefusedProgram(
+        lone,
+        "TraceMMD_ELBO: no latent is left to penalise: 'theta' is in no plate of several rows: "
+        "name it in sites to penalise its particles",
+        named(num_particles=4),
+    ),
+    "one row": RefusedProgram(
+        ONE_ROW, f"TraceMMD_ELBO: no latent is left to penalise: 'z' {SINGLE_ROW}"
+    ),
+    "one row, particles": RefusedProgram(
+        ONE_ROW,
+        f"TraceMMD_ELBO: sites names 'z', which {SINGLE_ROW}",
+        named(num_particles=4, sites=["z"]),
+    ),
+    "closed form, joint": RefusedProgram(
+        two_latents,
+        "estimator='closed_form' takes one latent per stack of plates; got ['z1', 'z2'], whose "
+        "joint distribution need not be normal: name one of them in sites, or use "
+        "estimator='unbiased'",
+        named(estimator="closed_form"),
+    ),
+    "closed form, kernel": RefusedProgram(
+        vae,
+        "Expected an RBF or a sum of RBFs, whose mean under normals has a closed form; got "
+        "IMQ(scale=(2.0,), dimension_power=1.0). Use estimator='unbiased'.",
+        lambda half: {"estimator": "closed_form", "kernel": half.library.IMQ()},
+    ),
+    "kernel shape": RefusedProgram(
+        vae,
+        "Expected kernel(x, y) of shape (12, 12); got (12, 12, 2).",
+        named(kernel=lambda x, y: (x[:, None] - y[None]) ** 2),
+    ),
+    "undeclared dim": RefusedProgram(
+        undeclared,
+        "Site 'z' has batch shape (2, 12), of which dim -2 belongs to no plate: declare a "
+        "pyro.plate for it, or make it an event dim with .to_event()",
+    ),
+    "masked features": RefusedProgram(
+        masked_features,
+        "Site 'z' masks single features of its rows: call .mask() after .to_event(), so that whole "
+        "rows are masked",
+    ),
+    "regularizer": RefusedProgram(
+        vae,
+        "Expected regularizer(rows) to be a scalar; got shape (12, 2) for the rows of ['z']: sum "
+        "or average over the rows",
+        named(regularizer=lambda rows: rows.values),
+    ),
+}
+
+INFOMAX_SETTINGS = {
+    "alpha": RefusedSettings(
+        {"alpha": -0.1}, "Expected alpha >= 0 and beta >= 0; got alpha=-0.1, beta=1.0"
+    ),
+    "beta": RefusedSettings(
+        {"beta": -1.0}, "Expected alpha >= 0 and beta >= 0; got alpha=1.0, beta=-1.0"
+    ),
+    "nan": RefusedSettings(
+        {"alpha": math.nan}, "Expected alpha >= 0 and beta >= 0; got alpha=nan, beta=1.0"
+    ),
+    "bound": RefusedSettings(
+        {"bound": "mine"},
+        "Expected bound to be one of 'nwj', 'dv', 'infonce', 'js', 'smile', or a function; got "
+        "'mine'",
+    ),
+    "negatives": RefusedSettings(
+        {"negatives": "roll"}, "Expected negatives to be one of ['shift', 'all']; got 'roll'"
+    ),
+}
+
+INFOMAX_PROGRAMS = {
+    "several stacks of plates": RefusedProgram(
+        nested,
+        "TraceInfoMax_ELBO: the latents [['outer'], ['z']] are in different plates, and a critic "
+        "sees one row of each: choose by sites",
+    ),
+    "outside plates": RefusedProgram(
+        lone,
+        "TraceInfoMax_ELBO: the latents ['theta'] are in no plate of several data, so there is no "
+        "datum that they could tell of: choose by sites",
+        named(sites=["theta"], num_particles=4),
+    ),
+    "several observed": RefusedProgram(
+        partial(one_latent, observed=("left", "right")),
+        "TraceInfoMax_ELBO: Expected one observed site in the plates of ['z']; got ['left', "
+        f"'right']: {NAME_THE_DATA}",
+    ),
+    "unknown data": RefusedProgram(
+        vae,
+        "TraceInfoMax_ELBO: Expected the observed site 'y' in the plates of ['z']; got ['x']: "
+        f"{NAME_THE_DATA}",
+        named(data="y"),
+    ),
+    "latent as data": RefusedProgram(
+        vae,
+        "TraceInfoMax_ELBO: Expected the observed site 'z' in the plates of ['z']; got ['x']: "
+        f"{NAME_THE_DATA}",
+        named(data="z"),
+    ),
+    "none observed": RefusedProgram(
+        partial(one_latent, observed=()),
+        "TraceInfoMax_ELBO: Expected one observed site in the plates of ['z']; got []: "
+        f"{NAME_THE_DATA}",
+    ),
+    "observed in other plates": RefusedProgram(
+        nested,
+        "TraceInfoMax_ELBO: Expected one observed site in the plates of ['outer']; got []: "
+        f"{NAME_THE_DATA}",
+        named(sites="outer"),
+    ),
+    "function of another shape": RefusedProgram(
+        partial(vae, batch=7),
+        "Expected data(*args) of shape (7, *event), as the plates of ['z'], or of their full size; "
+        "got (5, 3)",
+        lambda half: {"data": lambda: half.xp.asarray(X[:5])},
+    ),
+    "function of a scalar": RefusedProgram(
+        vae,
+        "Expected data(*args) of shape (12, *event), as the plates of ['z'], or of their full "
+        "size; got ()",
+        lambda half: {"data": lambda: half.xp.asarray(0.5)},
+    ),
+    "one row": RefusedProgram(
+        ONE_ROW, f"TraceInfoMax_ELBO: no latent is left to penalise: 'z' {SINGLE_ROW}"
+    ),
+    "column": RefusedProgram(
+        vae,
+        "Expected critic(x, z) of shape (12,); got (12, 1): squeeze its last dimension.",
+        scoring((slice(None), None)),
+    ),
+    "too few scores": RefusedProgram(
+        vae, "Expected critic(x, z) of shape (12,); got (5,): one score per row.", scoring(slice(5))
+    ),
+    "too few of all scores": RefusedProgram(
+        vae,
+        "Expected critic(x, z) of shape (144,); got (5,): one score per row.",
+        scoring(slice(5), negatives="all"),
+    ),
+}
+
+HAMILTONIAN_SETTINGS = {
+    "steps": RefusedSettings({"num_steps": 0}, "Expected num_steps >= 1; got 0"),
+    "beta_0": RefusedSettings({"beta_0": 1.5}, "Expected 0 < beta_0 <= 1; got 1.5"),
+    "tempering": RefusedSettings(
+        {"tempering": "linear"},
+        "Expected tempering 'quadratic', 'constant', 'none' or a callable (beta_0, k, num_steps) "
+        "-> beta_k; got 'linear' (the learned 'free' schedule is "
+        "free_inverse_temperatures(factors))",
+    ),
+    "step size too large": RefusedSettings(
+        {"step_size": 0.7},
+        "Expected 0 < step_size < max_step_size=0.5 where it is learned; got 0.7: raise "
+        "max_step_size, or pass learn=False",
+    ),
+    "step size of zero": RefusedSettings(
+        {"step_size": 0.0},
+        "Expected 0 < step_size < max_step_size=0.5 where it is learned; got 0.0: raise "
+        "max_step_size, or pass learn=False",
+    ),
+    "negative step size": RefusedSettings(
+        {"step_size": -0.1, "learn": False}, "Expected step_size >= 0 and finite; got -0.1"
+    ),
+    "per step": RefusedSettings(
+        {"step_size": np.full(2, 0.1), "per_step": True},
+        "Expected step_size with a leading axis of num_steps=3, one entry per step; got shape (2,)",
+    ),
+    "prefactors": RefusedSettings(
+        {"logp_prefactor": (1.0, 1.0)}, "Expected three prefactors; got (1.0, 1.0)"
+    ),
+}
+
+HAMILTONIAN_PROGRAMS = {
+    "global under a subsampled plate": RefusedProgram(
+        subsampled_global,
+        "Site 'theta' is outside plate 'data', which is subsampled: each minibatch would move it "
+        "differently, and the bound would be lost; leave 'theta' out of sites, or use the whole "
+        "plate",
+    ),
+    "not reparameterised": RefusedProgram(
+        discrete,
+        "TraceHamiltonian_ELBO: site 'z' is not reparameterised (Poisson), and only continuous "
+        "latents drawn by rsample can flow: leave it out of sites",
+    ),
+    "point mass": RefusedProgram(
+        point_mass,
+        "TraceHamiltonian_ELBO: site 'z' is a point mass in the guide, which has no density for a "
+        "flow to carry; give it one, as AutoNormal does, or leave it out of sites",
+    ),
+    "unknown site": RefusedProgram(
+        lone,
+        "TraceHamiltonian_ELBO: sites names 'w', which the guide does not draw; it draws ['theta']",
+        named(sites=["w"]),
+    ),
+    "not in the guide": RefusedProgram(
+        partial(two_latents, guided=("z1",)),
+        "Site 'z2' is a latent of the model that the guide does not draw, and the flow needs its "
+        "value: draw it in the guide, or observe it (to predict it, draw the others with the data "
+        "and pass them as Predictive's posterior_samples)",
+    ),
+    "not in the model": RefusedProgram(
+        partial(two_latents, guided=("z1", "z2", "z3")),
+        "The guide draws 'z3', which is no latent of the model, so that it has no posterior to "
+        "follow: leave it out of the guide or of sites, or mark it infer={'is_auxiliary': True} if "
+        "other latents are computed from it",
+    ),
+    "nothing to move": RefusedProgram(
+        partial(two_latents, guided=()),
+        "TraceHamiltonian_ELBO: the guide draws no latent that could flow",
+    ),
+}
