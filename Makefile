@@ -28,7 +28,7 @@ $(VENV)/.torch: constraints.txt
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
-	$(PIP) --editable '.[demo]'
+	$(PIP) --editable '.[demo,numpyro]'
 	touch $@
 
 $(VENV)/.test: $(VENV)/.torch pyproject.toml

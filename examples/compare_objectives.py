@@ -3,58 +3,51 @@
 From the repository's root, after `pip install -e .[demo]`:
 
     python examples/compare_objectives.py
+    python examples/compare_objectives.py --backend numpyro
+    python examples/compare_objectives.py --collapse --seeds 3
     python examples/compare_objectives.py --data mnist --data-dir path/to/idx/files
     python examples/compare_objectives.py --help
 """
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from tempfile import TemporaryFile
+from typing import Any
 
-import pyro
-import torch
-from pyro.infer import ELBO, TraceMeanField_ELBO
 from rich.console import Console
-from tqdm import tqdm
 
-from demo.cli import EPOCHS, build_parser
+from demo import backend
+from demo.backend import Backend, BackendError, Setting
+from demo.cli import build_parser, fill_in
 from demo.data import DataError, ImageData, load
-from demo.evaluation import evaluate, fit
 from demo.figures import draw_all
-from demo.pictures import take_pictures
-from demo.report import Result, table, write_tables
-from demo.training import train
-from demo.vae import VAE
-from pyro_infovae import ConcatCritic, TraceHamiltonian_ELBO, TraceInfoMax_ELBO, TraceMMD_ELBO
+from demo.html_report import write_report
+from demo.report import notes, table, write_tables
+from demo.results import Result, restore, save
+from demo.training import train_and_evaluate
 
-
-@dataclass(frozen=True)
-class Setting:
-    """What an objective with parts of its own (a critic, say) has to know.
-
-    Attributes:
-        pixels: Number of pixels of an image.
-        latent_dim: Number of dimensions of the code.
-        device: Where model and guide live.
-    """
-
-    pixels: int
-    latent_dim: int
-    device: torch.device
-
-
-# Another objective is one more entry. The weight of `mmd` makes the MMD² of 0.03 that `elbo` leaves
-# on the digits cost 3 nats per image.
-OBJECTIVES: dict[str, Callable[[Setting], ELBO]] = {
-    "elbo": lambda setting: TraceMeanField_ELBO(),
-    "mmd": lambda setting: TraceMMD_ELBO(alpha=0.0, lambd=100.0),
-    "infomax": lambda setting: TraceInfoMax_ELBO(
-        ConcatCritic(setting.pixels, setting.latent_dim, hidden=(64,)).to(setting.device),
-        alpha=1.0,
+# Another objective is one more entry; `b` holds the names of either backend. The weight of `mmd`
+# makes the MMD² of 0.03 that `elbo` leaves on the digits cost 3 nats per image.
+OBJECTIVES: dict[str, Callable[[Backend, Setting], Any]] = {
+    "elbo": lambda b, s: b.TraceMeanField_ELBO(),
+    "mmd": lambda b, s: b.TraceMMD_ELBO(alpha=0.0, lambd=100.0),
+    "infomax": lambda b, s: b.TraceInfoMax_ELBO(
+        b.ConcatCritic(s.pixels, s.latent_dim, hidden=(64,)), alpha=1.0
     ),
-    "hamiltonian": lambda setting: TraceHamiltonian_ELBO(num_steps=2, step_size=0.05),
+    "hamiltonian": lambda b, s: b.TraceHamiltonian_ELBO(num_steps=2, step_size=0.05),
+    "mmd+hamiltonian": lambda b, s: b.TraceMMD_ELBO(
+        lambd=100.0, base=b.TraceHamiltonian_ELBO(num_steps=2, step_size=0.05)
+    ),
+}
+
+# Where the decoder can do without the code: `mmd` without the KL that drives the code out.
+AGAINST_COLLAPSE = {
+    **OBJECTIVES,
+    "mmd": lambda b, s: b.TraceMMD_ELBO(alpha=1.0, lambd=100.0),
+    "infomax": lambda b, s: b.TraceInfoMax_ELBO(
+        b.ConcatCritic(s.pixels, s.latent_dim, hidden=(128, 128)), alpha=4.0
+    ),
 }
 
 
@@ -62,54 +55,66 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Compare the objectives; the exit status is 0, or 130 when interrupted."""
     parser = build_parser(OBJECTIVES, description=__doc__)
     options = parser.parse_args(argv)
+    fill_in(options)
     try:
+        half = backend.load(options.backend)
+        half.check_device(options.device)
         options.out.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=options.out):
             data = load(options.data, data_dir=options.data_dir, seed=options.seed)
-    except (DataError, OSError) as error:
+    except (BackendError, DataError, OSError) as error:
         parser.error(str(error))
+    if options.collapse:
+        data = data.binarised()
 
     console = Console()
     results: list[Result] = []
     status = 0
     try:
-        for name in dict.fromkeys(options.objectives):
-            results.append(train_and_evaluate(name, data.to(options.device), options))
+        for seed in range(options.seed, options.seed + options.seeds):
+            for name in dict.fromkeys(options.objectives):
+                results.append(result(half, name, seed, data, options))
     except KeyboardInterrupt:
         console.print(f"Interrupted: the finished trainings are kept ({len(results)}).")
         status = 130
     if results:
+        settings = settings_of(half, options)
+        title = f"{options.data}, {options.latent_dim}-D code, {options.epochs} epochs"
         files = write_tables(results, options.out)
-        files += draw_all(results, options.out, latent_dim=options.latent_dim)
-        title = f"{options.data}, {options.latent_dim}-D code, {len(results[0].epochs)} epochs"
-        console.print(table(results, title=title, levels=data.levels))
+        figures = draw_all(results, options.out, latent_dim=options.latent_dim)
+        files += [*figures, write_report(results, figures, settings, title, data, options.out)]
+        console.print(table(results, title=title), notes(data.levels), sep="\n")
         console.print("Saved", *files, sep="\n  ")
     return status
 
 
-def train_and_evaluate(name: str, data: ImageData, options: Namespace) -> Result:
-    """Train under one objective; weights and minibatches start as under any other."""
-    pyro.set_rng_seed(options.seed)
-    vae = VAE(pixels=data.pixels, levels=data.levels, latent_dim=options.latent_dim)
-    vae.to(options.device)
-    objective = OBJECTIVES[name](Setting(data.pixels, options.latent_dim, options.device))
-
-    total = options.epochs or EPOCHS[options.data]
-    training = train(vae, objective, data.train_images, epochs=total, seed=options.seed)
-    # Where there is no terminal, `disable=None` hides the bar.
-    bar = tqdm(training, desc=name, total=total, disable=options.quiet or None, unit="epoch")
-    epochs, fits = [], []
-    for epoch in bar:
-        epochs.append(epoch)
-        fits.append(fit(vae, data.test_images))
-        bar.set_postfix(loss=f"{epoch.loss:.1f}")
-    return Result(
-        objective=name,
-        epochs=epochs,
-        fits=fits,
-        scores=evaluate(vae, objective, data),
-        pictures=take_pictures(vae, data),
+def result(half: Backend, name: str, seed: int, data: ImageData, options: Namespace) -> Result:
+    """The result of a training, or the one kept by an earlier run."""
+    settings = settings_of(half, options)
+    kept = restore(name, seed, options.out, settings)
+    if kept is not None:
+        return kept
+    setting = Setting(
+        pixels=data.pixels,
+        levels=data.levels,
+        latent_dim=options.latent_dim,
+        autoregressive=options.collapse,
+        learning_rate=1e-2 if options.collapse else 2e-3,
+        seed=seed,
+        device=options.device,
     )
+    build = (AGAINST_COLLAPSE if options.collapse else OBJECTIVES)[name]
+    training = half.start(lambda: build(half, setting), data.train_images, setting)
+    trained = train_and_evaluate(training, name, data, setting, options)
+    save(trained, options.out, settings)
+    return trained
+
+
+def settings_of(half: Backend, options: Namespace) -> Mapping[str, str]:
+    """What a kept result has to agree with, and the report shows."""
+    names = ("backend", "data", "data_dir", "latent_dim", "collapse", "epochs", "device")
+    chosen = {name: str(getattr(options, name)) for name in names}
+    return {**chosen, "first seed": str(options.seed), **half.versions()}
 
 
 if __name__ == "__main__":

@@ -5,11 +5,10 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NoReturn
 
-import torch
-
-from demo import data
+from demo import backend, data
 
 EPOCHS = {"digits": 150, "mnist": 30, "fashion-mnist": 30}
+EPOCHS_TO_COLLAPSE = 60
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,6 +23,9 @@ def build_parser(objectives: Collection[str], *, description: str | None) -> Par
     """Declare the options."""
     default_epochs = ", ".join(f"{epochs} for {name}" for name, epochs in EPOCHS.items())
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--backend", choices=backend.NAMES, default="pyro", help="pyro (default) or numpyro"
+    )
     parser.add_argument("--data", choices=data.NAMES, default="digits")
     parser.add_argument(
         "--data-dir",
@@ -43,15 +45,20 @@ def build_parser(objectives: Collection[str], *, description: str | None) -> Par
     parser.add_argument(
         "--latent-dim",
         type=integer(at_least=2),
-        default=2,
         metavar="D",
-        help="dimensions of the code (default: 2)",
+        help="dimensions of the code (default: 2, with --collapse 8)",
+    )
+    parser.add_argument(
+        "--collapse",
+        action="store_true",
+        help="an autoregressive decoder that can do without the code, on binary images",
     )
     parser.add_argument(
         "--epochs",
         type=integer(at_least=1),
         metavar="E",
-        help=f"passes over the training images (default: {default_epochs})",
+        help=f"passes over the training images (default: {default_epochs}; with --collapse at "
+        f"most {EPOCHS_TO_COLLAPSE})",
     )
     parser.add_argument(
         "--seed",
@@ -61,20 +68,32 @@ def build_parser(objectives: Collection[str], *, description: str | None) -> Par
         help="fixes split, initial weights, order of minibatches and noise (default: 0)",
     )
     parser.add_argument(
-        "--device",
-        type=device,
-        default=torch.device("cpu"),
-        help="cpu (default), cuda, cuda:1, mps, ...",
+        "--seeds",
+        type=integer(at_least=1),
+        default=1,
+        metavar="N",
+        help="trainings per objective, with the seeds S, S + 1, ... (default: 1)",
     )
+    parser.add_argument("--device", help="cpu (default), cuda, cuda:1, mps, ...; with pyro only")
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("outputs"),
         metavar="DIR",
-        help="folder for tables and figures (default: outputs)",
+        help="folder for report, tables, figures and finished trainings, which a second run with "
+        "the same settings does not repeat (default: outputs)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser
+
+
+def fill_in(options: argparse.Namespace) -> None:
+    """Set the defaults that depend on other options."""
+    if options.epochs is None:
+        usual = EPOCHS[options.data]
+        options.epochs = min(usual, EPOCHS_TO_COLLAPSE) if options.collapse else usual
+    if options.latent_dim is None:
+        options.latent_dim = 8 if options.collapse else 2
 
 
 def integer(*, at_least: int) -> Callable[[str], int]:
@@ -92,15 +111,3 @@ def integer(*, at_least: int) -> Callable[[str], int]:
         return number
 
     return convert
-
-
-def device(text: str) -> torch.device:
-    """A converter of options to devices that tensors can be made on and read from."""
-    try:
-        probe = torch.zeros(1, device=text)
-        probe.cpu()
-    except (AssertionError, RuntimeError) as error:
-        raise argparse.ArgumentTypeError(
-            f"Expected a device that this build of PyTorch can use; got {text!r}"
-        ) from error
-    return probe.device

@@ -8,15 +8,13 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
-import torch
 from sklearn.datasets import fetch_openml, load_digits
 from sklearn.model_selection import train_test_split
-from torch import Tensor
 
 OPENML_NAMES = {"mnist": "mnist_784", "fashion-mnist": "Fashion-MNIST"}
 NAMES = ("digits", *OPENML_NAMES)
@@ -43,9 +41,9 @@ class ImageData:
         levels: The greatest count a pixel can have.
     """
 
-    train_images: Tensor
+    train_images: np.ndarray
     train_labels: np.ndarray
-    test_images: Tensor
+    test_images: np.ndarray
     test_labels: np.ndarray
     image_shape: tuple[int, int]
     levels: int
@@ -55,10 +53,15 @@ class ImageData:
         """Number of pixels of an image."""
         return math.prod(self.image_shape)
 
-    def to(self, device: torch.device) -> "ImageData":
-        """The same with the images on another device."""
-        train, test = self.train_images.to(device), self.test_images.to(device)
-        return replace(self, train_images=train, test_images=test)
+    def binarised(self) -> "ImageData":
+        """The same with pixels of which half or more is inked, and others."""
+        train, test = (
+            (images >= self.levels / 2).astype(images.dtype)
+            for images in (self.train_images, self.test_images)
+        )
+        return ImageData(
+            train, self.train_labels, test, self.test_labels, self.image_shape, levels=1
+        )
 
 
 def load(name: str, *, data_dir: Path | None, seed: int) -> ImageData:
@@ -209,8 +212,8 @@ def _binarise(part: Arrays, rng: np.random.Generator) -> Arrays:
 
 
 def _as_counts(train: Arrays, test: Arrays, *, levels: int) -> ImageData:
-    def rows(images: np.ndarray) -> Tensor:
-        return torch.tensor(images.reshape(len(images), -1), dtype=torch.get_default_dtype())
+    def rows(images: np.ndarray) -> np.ndarray:
+        return images.reshape(len(images), -1).astype(np.float32)
 
     _, height, width = train[0].shape
     return ImageData(

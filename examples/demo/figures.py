@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
 from demo.pictures import GRID_LIMIT
-from demo.report import Result
+from demo.results import Result, by_objective
 
 mpl.use("agg")
 
@@ -40,14 +40,15 @@ CURVES = {
 
 
 def draw_all(results: Sequence[Result], folder: Path, *, latent_dim: int) -> list[Path]:
-    """Save every figure, and return where."""
+    """Save every figure, and return where; all but the curves show each objective's first seed."""
+    first = [group[0] for group in by_objective(results).values()]
     axes_names = ("z₁", "z₂") if latent_dim == 2 else ("first direction", "second direction")
     plane = "" if latent_dim == 2 else f", first two principal directions of {latent_dim}"
     with mpl.rc_context(STYLE):
         figures = {
-            "code_space.png": code_space(results, axes_names, plane),
-            "prior_samples.png": prior_samples(results),
-            "manifold.png": manifold(results, axes_names, plane),
+            "code_space.png": code_space(first, axes_names, plane),
+            "prior_samples.png": prior_samples(first),
+            "manifold.png": manifold(first, axes_names, plane),
             "training_curves.png": training_curves(results),
         }
         for name, figure in figures.items():
@@ -113,12 +114,14 @@ def manifold(results: Sequence[Result], axes_names: tuple[str, str], plane: str)
 
 
 def training_curves(results: Sequence[Result]) -> Figure:
-    """The fit to held-out images, epoch by epoch."""
+    """The fit to held-out images, epoch by epoch: the mean over the seeds, and their range."""
     figure, grid = plt.subplots(2, 2, figsize=(10, 6.4), sharex=True)
     for panel, (column, (title, scale)) in zip(grid.flat, CURVES.items(), strict=True):
-        for result in results:
-            curve = [row[column] for row in result.curves]
-            panel.plot(range(1, len(curve) + 1), curve, label=result.objective)
+        for name, group in by_objective(results).items():
+            curves = np.array([[row[column] for row in result.curves] for result in group])
+            epochs = range(1, curves.shape[1] + 1)
+            panel.plot(epochs, curves.mean(0), label=name)
+            panel.fill_between(epochs, curves.min(0), curves.max(0), alpha=0.2, linewidth=0)
         if scale == "symlog":
             panel.set_yscale("symlog", linthresh=0.01)
         else:

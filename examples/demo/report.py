@@ -1,41 +1,36 @@
-"""A training's results, and the table made of them."""
+"""The table made of the results: in the terminal, and as CSV."""
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, stdev
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from demo.evaluation import NEIGHBOURS, Fit, Scores
-from demo.pictures import Pictures
-from demo.training import Epoch
+from demo.evaluation import ACTIVE, IMPORTANCE_SAMPLES, NEIGHBOURS
+from demo.results import CURVES_COLUMNS, TABLE_COLUMNS, Result, Row, by_objective
 
-Row = dict[str, str | float]
-
-TABLE_COLUMNS = (
-    "objective",
-    "loss",
-    "reconstruction",
-    "log_prob",
-    "unreliable",
-    "kl",
-    "mmd_squared",
-    "knn_accuracy",
-    "seconds_per_epoch",
-)
-HEADINGS = ("loss", "recon.", "log p(x)", "k̂>.7", "KL", "MMD²", f"{NEIGHBOURS}-NN", "s/epoch")
-CURVES_COLUMNS = ("objective", "epoch", "training_loss", "reconstruction", "kl", "mmd_squared")
-
-CAPTION = (
+MEASURES = {
+    "loss": ("loss", "{:.2f}"),
+    "reconstruction": ("recon.", "{:.2f}"),
+    "log_prob": ("log p(x)", "{:.2f}"),
+    "unreliable": ("k̂>.7", "{:.0%}"),
+    "kl": ("KL", "{:.2f}"),
+    "mmd_squared": ("MMD²", "{:.4f}"),
+    "active_units": ("active", "{:.1f}"),
+    "information": ("I(x;z)", "{:.2f}"),
+    "knn_accuracy": (f"{NEIGHBOURS}-NN", "{:.1%}"),
+    "seconds_per_epoch": ("s/epoch", "{:.3f}"),
+}
+NOTES = (
     "On held-out images, nats per image. loss: the objective's own, not comparable between rows; "
-    "recon.: -E log p(x|z); log p(x): importance-weighted, 500 samples (higher is better), "
-    "for hamiltonian from the guide after its flow; k̂>.7: images whose log p(x) is not to be "
-    "believed; "
-    "KL: of q(z|x) from the prior; MMD²: of q(z) from the prior (0 is a match); "
-    f"{NEIGHBOURS}-NN: accuracy of a nearest-neighbour classifier on the codes. {{likelihood}}"
+    f"recon.: -E log p(x|z); log p(x): importance-weighted, {IMPORTANCE_SAMPLES} samples (higher "
+    "is better), for hamiltonian from the guide after its flow; k̂>.7: images whose log p(x) is "
+    "not to be believed; KL: of q(z|x) from the prior; MMD²: of q(z) from the prior (0 is a "
+    f"match); active: dimensions of the code whose mean has a variance above {ACTIVE}; I(x;z): "
+    "mutual information of image and code, at most the log of the number of images; "
+    f"{NEIGHBOURS}-NN: accuracy of a nearest-neighbour classifier on draws of the code."
 )
 LIKELIHOODS = {
     1: "p(x|z) is Bernoulli; the images were binarised once.",
@@ -43,57 +38,39 @@ LIKELIHOODS = {
 }
 
 
-@dataclass(frozen=True)
-class Result:
-    """Everything kept of one training.
-
-    Attributes:
-        objective: Its name.
-        epochs: What each pass gave.
-        fits: The fit to held-out images after each pass.
-        scores: The fit and more after the last pass.
-        pictures: What the figures show.
-    """
-
-    objective: str
-    epochs: Sequence[Epoch]
-    fits: Sequence[Fit]
-    scores: Scores
-    pictures: Pictures
-
-    @property
-    def row(self) -> Row:
-        """The row of `TABLE_COLUMNS`."""
-        seconds = median(epoch.seconds for epoch in self.epochs)
-        return {"objective": self.objective, **vars(self.scores), "seconds_per_epoch": seconds}
-
-    @property
-    def curves(self) -> list[Row]:
-        """The rows of `CURVES_COLUMNS`."""
-        return [
-            {"objective": self.objective, "epoch": number, "training_loss": epoch.loss, **vars(fit)}
-            for number, (epoch, fit) in enumerate(zip(self.epochs, self.fits, strict=True), start=1)
-        ]
+def notes(levels: int) -> str:
+    """What the measures mean, for images of so many levels."""
+    return f"{NOTES} {LIKELIHOODS[levels]}"
 
 
-def table(results: Sequence[Result], *, title: str, levels: int) -> Table:
+def table(results: Sequence[Result], *, title: str) -> Table:
     """The results as a table for the terminal."""
-    caption = CAPTION.format(likelihood=LIKELIHOODS[levels])
-    table = Table(
-        title=title, caption=caption, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
-    )
-    table.add_column("objective", no_wrap=True)
-    for heading in HEADINGS:
-        table.add_column(heading, justify="right", no_wrap=True)
-    formats = ("{}", "{:.2f}", "{:.2f}", "{:.2f}", "{:.0%}", "{:.2f}", "{:.4f}", "{:.1%}", "{:.3f}")
-    for result in results:
-        cells = zip(formats, TABLE_COLUMNS, strict=True)
-        table.add_row(*(form.format(result.row[column]) for form, column in cells))
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("", no_wrap=True)
+    for name in by_objective(results):
+        table.add_column(name, justify="right")
+    for row in summary(results):
+        table.add_row(*row)
     return table
 
 
+def summary(results: Sequence[Result]) -> list[list[str]]:
+    """A row per measure, a cell per objective: the mean over the seeds ± standard deviation."""
+    rows = []
+    for column, (heading, form) in MEASURES.items():
+        groups = by_objective(results).values()
+        measured = ([float(result.row[column]) for result in group] for group in groups)
+        rows.append([heading, *(_spread(values, form) for values in measured)])
+    return rows
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    cell = form.format(mean(values))
+    return f"{cell} ± {form.format(stdev(values))}" if len(values) > 1 else cell
+
+
 def write_tables(results: Sequence[Result], folder: Path) -> list[Path]:
-    """Save the table and the curves as CSV, and return where."""
+    """Save the table and the curves as CSV, a row per training or epoch, and return where."""
     paths = [folder / "table.csv", folder / "curves.csv"]
     _write_csv(paths[0], TABLE_COLUMNS, [result.row for result in results])
     _write_csv(paths[1], CURVES_COLUMNS, [row for result in results for row in result.curves])

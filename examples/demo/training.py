@@ -1,68 +1,46 @@
-"""The training loop: stock SVI, whatever the objective."""
+"""The loop over epochs, the same for every objective and backend."""
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from argparse import Namespace
 
-import pyro
-import torch
-from pyro.infer import ELBO, SVI
-from pyro.optim import Adam
-from torch import Tensor
+import numpy as np
+from tqdm import tqdm
 
-from demo.vae import VAE
+from demo.backend import Setting, Training
+from demo.data import ImageData
+from demo.evaluation import evaluate, fit
+from demo.pictures import take_pictures
+from demo.results import Epoch, Result
 
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one pass over the training images gave.
-
-    Attributes:
-        loss: The objective's loss in nats per image, averaged over the minibatches.
-        seconds: How long the pass took.
-    """
-
-    loss: float
-    seconds: float
+BATCH_SIZE = 128
 
 
-def train(
-    vae: VAE,
-    objective: ELBO,
-    images: Tensor,
-    *,
-    epochs: int,
-    batch_size: int = 128,
-    learning_rate: float = 2e-3,
-    seed: int = 0,
-) -> Iterator[Epoch]:
-    """Train the model and the guide of `vae`, yielding after every epoch.
-
-    Args:
-        vae: Holds model and guide.
-        objective: The loss that `SVI` descends.
-        images: All training images, of shape (n, pixels).
-        epochs: Number of passes over the images.
-        batch_size: The most rows of a minibatch.
-        learning_rate: Adam's.
-        seed: Fixes the order of the minibatches and the guide's noise.
-    """
-    # What an earlier training left in the store would replace the weights of `vae`.
-    pyro.clear_param_store()
-    pyro.set_rng_seed(seed)
-    order = torch.Generator(images.device).manual_seed(seed)
-    svi = SVI(vae.model, vae.guide, Adam({"lr": learning_rate}), loss=objective)
-
-    for _ in range(epochs):
+def train_and_evaluate(
+    training: Training, name: str, data: ImageData, setting: Setting, options: Namespace
+) -> Result:
+    """Train under one objective, with the minibatches of any other, and measure what it gave."""
+    order = np.random.default_rng(setting.seed)
+    size = len(data.train_images)
+    label = name if options.seeds == 1 else f"{name}, seed {setting.seed}"
+    # Where there is no terminal, `disable=None` hides the bar.
+    bar = tqdm(range(options.epochs), desc=label, disable=options.quiet or None, unit="epoch")
+    epochs = []
+    for _ in bar:
         start = time.perf_counter()
-        loss = 0.0
-        for rows in minibatches(len(images), batch_size, generator=order):
-            loss += svi.step(images, rows) * len(rows) / len(images)
-        yield Epoch(loss / len(images), time.perf_counter() - start)
+        loss = training.epoch(minibatches(size, BATCH_SIZE, order)) / size
+        seconds = time.perf_counter() - start
+        epochs.append(Epoch(loss, seconds, fit(training, data.test_images, levels=data.levels)))
+        bar.set_postfix(loss=f"{loss:.1f}")
+    return Result(
+        objective=name,
+        seed=setting.seed,
+        epochs=epochs,
+        scores=evaluate(training, data),
+        pictures=take_pictures(training, data, setting),
+    )
 
 
-def minibatches(size: int, batch_size: int, *, generator: torch.Generator) -> tuple[Tensor, ...]:
+def minibatches(size: int, batch_size: int, order: np.random.Generator) -> list[np.ndarray]:
     """Shuffle `0..size-1` into minibatches whose sizes differ by one at most."""
-    rows = torch.randperm(size, generator=generator, device=generator.device)
-    return rows.tensor_split(math.ceil(size / batch_size))
+    return np.array_split(order.permutation(size), math.ceil(size / batch_size))

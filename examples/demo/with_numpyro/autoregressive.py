@@ -1,0 +1,60 @@
+"""A decoder that can do without the code."""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax import Array
+
+from demo.with_numpyro.vae import Params, init_linear, linear
+
+CODE_SCALE = 0.1
+
+
+@dataclass(frozen=True)
+class AutoregressiveDecoder:
+    """Logits of every pixel given the pixels before it, and the code.
+
+    The code comes in through weights that start small. The pixels have a masked autoencoder to
+    themselves: "MADE: Masked Autoencoder for Distribution Estimation", arXiv 1502.03509.
+
+    Attributes:
+        pixels: Number of pixels of an image.
+        latent_dim: Number of dimensions of the code.
+        hidden: Width of the two hidden layers.
+    """
+
+    pixels: int
+    latent_dim: int
+    hidden: int = 64
+
+    def init(self, rng_key: Array) -> Params:
+        """Draw its weights."""
+        *keys, code_key = jax.random.split(rng_key, 5)
+        params = {
+            name: init_linear(key, *mask.shape)
+            for key, (name, mask) in zip(keys, self._masks().items(), strict=True)
+        }
+        code = init_linear(code_key, self.latent_dim, self.hidden)
+        return {**params, "code": CODE_SCALE * code["kernel"]}
+
+    def apply(self, params: Params, z: Array, images: Array) -> Array:
+        """Score images of shape (*batch, pixels) under codes of shape (*batch, latent_dim)."""
+        layers = {
+            name: {**params[name], "kernel": mask * params[name]["kernel"]}
+            for name, mask in self._masks().items()
+        }
+        hidden = jax.nn.silu(linear(layers["first"], images) + z @ params["code"])
+        hidden = jax.nn.silu(linear(layers["second"], hidden))
+        return linear(layers["third"], hidden) + linear(layers["direct"], images)
+
+    def _masks(self) -> dict[str, np.ndarray]:
+        """Which weights of each layer are not 0, of shape (inputs, outputs)."""
+        pixel = np.arange(self.pixels)
+        last_seen = np.arange(self.hidden) % (self.pixels - 1)
+        return {
+            "first": last_seen >= pixel[:, None],
+            "second": last_seen >= last_seen[:, None],
+            "third": pixel > last_seen[:, None],
+            "direct": pixel > pixel[:, None],
+        }
