@@ -81,14 +81,14 @@ def encode(
         if features.shape != (rows, width):
             raise ValueError(
                 f"Expected {name}_encoder({name}) of shape ({rows}, {width}); got "
-                f"{features.shape}: {name}_dim is the width of the encoder's output."
+                f"{features.shape}: {name}_dim is the width of the encoder's output"
             )
         return features
     features = values.reshape(rows, math.prod(values.shape[1:]))
     if features.shape[1] != width:
         raise ValueError(
             f"Expected {name} with {width} features in each row; got {features.shape[1]} in "
-            f"{values.shape}: pass {name}_dim={features.shape[1]}, or an encoder."
+            f"{values.shape}: pass {name}_dim={features.shape[1]}, or an encoder"
         )
     return features.astype(dtype)
 

@@ -46,7 +46,7 @@ def masked_scores(
 ) -> Scores:
     """Check shapes; drop what has weight 0, even inf and nan, or everything if a side is empty."""
     if joint.ndim != 1:
-        raise ValueError(f"Expected joint of shape (rows,); got {joint.shape}: one score per row.")
+        raise ValueError(f"Expected joint of shape (rows,); got {joint.shape}: one score per row")
     _check_weights("joint", joint, joint_weights)
     _check_weights("marginal", marginal, marginal_weights)
     if joint_weights is None and marginal_weights is None:

@@ -302,7 +302,7 @@ def check_scores(scores: Shaped[Array, " *shape"], rows: int) -> None:
     if scores.shape == (rows,):
         return
     remedy = "squeeze its last dimension" if scores.shape == (rows, 1) else "one score per row"
-    raise ValueError(f"Expected critic(x, z) of shape ({rows},); got {scores.shape}: {remedy}.")
+    raise ValueError(f"Expected critic(x, z) of shape ({rows},); got {scores.shape}: {remedy}")
 
 
 def _score_grid(critic: Critic, x: Array, z: Array) -> Array:
@@ -316,5 +316,5 @@ def _check_rows(x: Array, z: Array) -> None:
     if x.shape[0] != z.shape[0]:
         raise ValueError(
             f"Expected x and z with the same number of rows; got {x.shape[0]} and {z.shape[0]}: "
-            "score_all_pairs scores every x with every z."
+            "score_all_pairs scores every x with every z"
         )

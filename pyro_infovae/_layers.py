@@ -45,13 +45,13 @@ def encode(
         if features.shape != (rows, width):
             raise ValueError(
                 f"Expected {name}_encoder({name}) of shape ({rows}, {width}); got "
-                f"{tuple(features.shape)}: {name}_dim is the width of the encoder's output."
+                f"{tuple(features.shape)}: {name}_dim is the width of the encoder's output"
             )
         return features
     features = values[:, None].flatten(1)
     if features.shape[1] != width:
         raise ValueError(
             f"Expected {name} with {width} features in each row; got {features.shape[1]} in "
-            f"{tuple(values.shape)}: pass {name}_dim={features.shape[1]}, or an encoder."
+            f"{tuple(values.shape)}: pass {name}_dim={features.shape[1]}, or an encoder"
         )
     return features.to(dtype)

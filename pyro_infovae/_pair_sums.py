@@ -206,7 +206,7 @@ class _WithGradients(torch.autograd.Function):
         if any(g is not None for g in second):
             raise RuntimeError(
                 "Expected one derivative of MMD^2; got a second. For more, hide the kernel in a "
-                "callable: lambda x, y: kernel(x, y)."
+                "callable: lambda x, y: kernel(x, y)"
             )
         if grad_value is None:
             return None, None, *(None for _ in gradients)

@@ -48,7 +48,7 @@ def masked_scores(
     """Check shapes; drop what has weight 0, even inf and nan, or everything if a side is empty."""
     if joint.ndim != 1:
         raise ValueError(
-            f"Expected joint of shape (rows,); got {tuple(joint.shape)}: one score per row."
+            f"Expected joint of shape (rows,); got {tuple(joint.shape)}: one score per row"
         )
     _check_weights("joint", joint, joint_weights)
     _check_weights("marginal", marginal, marginal_weights)

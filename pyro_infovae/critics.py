@@ -240,7 +240,7 @@ def check_scores(scores: Shaped[Tensor, " *shape"], rows: int) -> None:
         return
     remedy = "squeeze its last dimension" if scores.shape == (rows, 1) else "one score per row"
     raise ValueError(
-        f"Expected critic(x, z) of shape ({rows},); got {tuple(scores.shape)}: {remedy}."
+        f"Expected critic(x, z) of shape ({rows},); got {tuple(scores.shape)}: {remedy}"
     )
 
 
@@ -257,5 +257,5 @@ def _check_rows(x: Tensor, z: Tensor) -> None:
     if x.shape[0] != z.shape[0]:
         raise ValueError(
             f"Expected x and z with the same number of rows; got {x.shape[0]} and {z.shape[0]}: "
-            "score_all_pairs scores every x with every z."
+            "score_all_pairs scores every x with every z"
         )

@@ -58,10 +58,16 @@ class InitialDraw(Messenger):
         super().__init__()
         self.sites = sites
         self.flowing: dict[str, InitialSite] = {}
-        self.given: dict[str, Tensor] = {}
+        self.others: dict[str, Tensor] = {}
+        self.minibatches: dict[str, Tensor] = {}
         self.outer: tuple[CondIndepStackFrame, ...] = ()
         self._auxiliary: set[str] = set()
         self._context: dict[str, tuple[Any, Any, Any]] = {}
+
+    @property
+    def given(self) -> dict[str, Tensor]:
+        """What a run of the model is given besides the latents that flow."""
+        return {**self.others, **self.minibatches}
 
     def check(self) -> None:
         """Refuse a draw that nothing can flow from.
@@ -73,12 +79,12 @@ class InitialDraw(Messenger):
         if unknown:
             raise ValueError(
                 f"TraceHamiltonian_ELBO: sites names '{unknown[0]}', which the guide does not "
-                f"draw; it draws {[*self.flowing, *self.given]}"
+                f"draw; it draws {[*self.flowing, *self.others]}"
             )
         if not self.flowing:
             raise ValueError("TraceHamiltonian_ELBO: the guide draws no latent that could flow")
         others = {name.removesuffix("_unconstrained") for name in self._auxiliary}
-        shared = others - self.flowing.keys() - self.given.keys()
+        shared = others - self.flowing.keys() - self.others.keys()
         for name, site in self.flowing.items():
             if site.is_point_mass and name not in others and not shared:
                 raise ValueError(
@@ -102,7 +108,7 @@ class InitialDraw(Messenger):
     def _pyro_post_sample(self, msg: Message) -> None:
         name = msg["name"]
         if site_is_subsample(msg):
-            self.given[name] = msg["value"]
+            self.minibatches[name] = msg["value"]
         elif not is_latent(msg):
             return
         elif msg["infer"].get("_do_not_trace"):
@@ -111,7 +117,7 @@ class InitialDraw(Messenger):
             if not isinstance(undecorated(msg["fn"]), Delta):
                 self._auxiliary.add(name)
         else:
-            self.given[name] = msg["value"]
+            self.others[name] = msg["value"]
 
     def _flows(self, msg: Message) -> bool:
         if msg["infer"].get("is_auxiliary"):

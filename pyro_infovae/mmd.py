@@ -134,7 +134,7 @@ def mmd_squared_normal(
         if loc.shape != scale.shape:
             raise ValueError(
                 f"Expected {side}_scale of {side}_loc's shape {tuple(loc.shape)}; "
-                f"got {tuple(scale.shape)}."
+                f"got {tuple(scale.shape)}"
             )
     _check_samples(x_loc, y_loc, x_weights, y_weights, num_data, fewest=2)
     pairs = NormalPairs(rbf_lengthscales(kernel, x_loc.shape[1]))
@@ -190,7 +190,7 @@ def _dense_sum(kernel: Kernel, x: Sample, y: Sample, period: int | None) -> Floa
     n, m = len(x.rows[0]), len(y.rows[0])
     pairs = kernel(x.rows[0], y.rows[0])
     if pairs.shape != (n, m):
-        raise ValueError(f"Expected kernel(x, y) of shape {(n, m)}; got {tuple(pairs.shape)}.")
+        raise ValueError(f"Expected kernel(x, y) of shape {(n, m)}; got {tuple(pairs.shape)}")
     if x.weights is not None:
         pairs = x.weights[:, None] * pairs
     if y.weights is not None:
@@ -213,7 +213,7 @@ def _check_samples(
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(
             f"Expected x and y of shapes (n, d) and (m, d); "
-            f"got {tuple(x.shape)} and {tuple(y.shape)}."
+            f"got {tuple(x.shape)} and {tuple(y.shape)}"
         )
     for name, rows, weights in (("x", x, x_weights), ("y", y, y_weights)):
         n = len(rows)
@@ -221,7 +221,7 @@ def _check_samples(
             raise ValueError(f"Expected at least {fewest} rows of {name}; got {n}.")
         if weights is not None and weights.shape != (n,):
             raise ValueError(
-                f"Expected {name}_weights of shape {(n,)}; got {tuple(weights.shape)}."
+                f"Expected {name}_weights of shape {(n,)}; got {tuple(weights.shape)}"
             )
         if num_data is not None and (num_data < fewest or n % num_data):
             raise ValueError(

@@ -155,5 +155,5 @@ def pair_contrasts(
     xx, yy, xy = kernel(x, x), kernel(y, y), kernel(x, y)
     for pairs in (xx, yy, xy):
         if pairs.shape != (n, n):
-            raise ValueError(f"Expected kernel(x, y) of shape {(n, n)}; got {tuple(pairs.shape)}.")
+            raise ValueError(f"Expected kernel(x, y) of shape {(n, n)}; got {tuple(pairs.shape)}")
     return (xx + yy - xy - xy.T).fill_diagonal_(0.0)

@@ -181,7 +181,7 @@ def infonce(
     if marginal.ndim not in (1, 2) or marginal.shape[0] != rows:
         raise ValueError(
             f"Expected marginal of shape ({rows},) or ({rows}, negatives); got "
-            f"{tuple(marginal.shape)}: infonce compares each row's score with its own negatives."
+            f"{tuple(marginal.shape)}: infonce compares each row's score with its own negatives"
         )
     scores = masked_scores(joint, marginal, joint_weights, marginal_weights)
     negatives = scores.marginal.reshape(rows, -1)

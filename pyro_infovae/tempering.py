@@ -78,9 +78,9 @@ def inverse_temperatures(
     if tempering == "none":
         return beta_0.new_ones(num_steps + 1)
     raise ValueError(
-        "Expected tempering 'quadratic', 'constant', 'none' or a callable "
-        f"(beta_0, k, num_steps) -> beta_k; got {tempering!r} "
-        "(the learned 'free' schedule is free_inverse_temperatures(factors))"
+        "Expected tempering 'quadratic', 'constant', 'none', in an objective also 'free', or a "
+        f"callable (beta_0, k, num_steps) -> beta_k; got {tempering!r} "
+        "(here, 'free' is free_inverse_temperatures(factors))"
     )
 
 

@@ -6,6 +6,8 @@ import pyro
 import pytest
 import torch
 
+pytest.register_assert_rewrite("tests.elbo_suite")
+
 
 @pytest.fixture(autouse=True)
 def clean_pyro() -> Iterator[None]:

@@ -141,7 +141,7 @@ MMD_PROGRAMS = {
     ),
     "kernel shape": RefusedProgram(
         vae,
-        "Expected kernel(x, y) of shape (12, 12); got (12, 12, 2).",
+        "Expected kernel(x, y) of shape (12, 12); got (12, 12, 2)",
         named(kernel=lambda x, y: (x[:, None] - y[None]) ** 2),
     ),
     "undeclared dim": RefusedProgram(
@@ -239,15 +239,15 @@ INFOMAX_PROGRAMS = {
     ),
     "column": RefusedProgram(
         vae,
-        "Expected critic(x, z) of shape (12,); got (12, 1): squeeze its last dimension.",
+        "Expected critic(x, z) of shape (12,); got (12, 1): squeeze its last dimension",
         scoring((slice(None), None)),
     ),
     "too few scores": RefusedProgram(
-        vae, "Expected critic(x, z) of shape (12,); got (5,): one score per row.", scoring(slice(5))
+        vae, "Expected critic(x, z) of shape (12,); got (5,): one score per row", scoring(slice(5))
     ),
     "too few of all scores": RefusedProgram(
         vae,
-        "Expected critic(x, z) of shape (144,); got (5,): one score per row.",
+        "Expected critic(x, z) of shape (144,); got (5,): one score per row",
         scoring(slice(5), negatives="all"),
     ),
 }
@@ -257,8 +257,8 @@ HAMILTONIAN_SETTINGS = {
     "beta_0": RefusedSettings({"beta_0": 1.5}, "Expected 0 < beta_0 <= 1; got 1.5"),
     "tempering": RefusedSettings(
         {"tempering": "linear"},
-        "Expected tempering 'quadratic', 'constant', 'none' or a callable (beta_0, k, num_steps) "
-        "-> beta_k; got 'linear' (the learned 'free' schedule is "
+        "Expected tempering 'quadratic', 'constant', 'none', in an objective also 'free', or a "
+        "callable (beta_0, k, num_steps) -> beta_k; got 'linear' (here, 'free' is "
         "free_inverse_temperatures(factors))",
     ),
     "step size too large": RefusedSettings(

@@ -275,7 +275,7 @@ def test_misuse_is_an_error(x: Any, y: Any, options: dict[str, Any], match: str)
 
 
 def test_kernel_of_the_wrong_shape_is_an_error() -> None:
-    match = r"Expected kernel\(x, y\) of shape \(5, 7\); got \(5, 7, 2\)\."
+    match = r"Expected kernel\(x, y\) of shape \(5, 7\); got \(5, 7, 2\)"
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         return x @ y.T if len(x) == len(y) else x[:, None] - y

@@ -89,7 +89,10 @@ def test_dtype_follows_beta_0(tempering: str | Callable[[Tensor, int, int], floa
         ((math.nan, 3), r"Expected 0 < beta_0 <= 1; got nan"),
         ((torch.ones(2), 3), r"Expected beta_0 of shape \(\); got \(2,\)"),
         ((0.3, 0), r"Expected num_steps >= 1; got 0"),
-        ((0.3, 3, "cubic"), r"'quadratic', 'constant', 'none' or a callable .*; got 'cubic'"),
+        (
+            (0.3, 3, "cubic"),
+            r"in an objective also 'free', or a callable .*; got 'cubic'",
+        ),
         ((0.3, 3, "free"), r"got 'free' .*free_inverse_temperatures\(factors\)"),
         (
             (0.3, 3, lambda b, k, n: -1.0),
