@@ -19,6 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from demo.cli import Parser, integer
 from schools.settings import Settings
 
 QUICK = Settings(steps=150, warmup=150, draws=250)
@@ -26,35 +27,46 @@ QUICK = Settings(steps=150, warmup=150, draws=250)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare the three posteriors."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
     settings = QUICK if options.quick else Settings()
     settings = replace(settings, seed=options.seed, quiet=options.quiet or not sys.stderr.isatty())
-    options.out.mkdir(parents=True, exist_ok=True)
     console = Console()
     with warnings.catch_warnings():
         # ArviZ warns of itself, of matplotlib, and of what the table of k̂ tells.
         warnings.simplefilter("ignore")
-        programs = importlib.import_module(f"schools.with_{options.backend}")
-        report = importlib.import_module("schools.report")
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+            programs = importlib.import_module(f"schools.with_{options.backend}")
+            report = importlib.import_module("schools.report")
+        except ModuleNotFoundError as error:
+            missing = str(error.name).partition(".")[0]
+            parser.error(f"needs {missing}: pip install 'pyro-infovae[arviz,demo,numpyro]'")
+        except OSError as error:
+            parser.error(f"Cannot write to {options.out}: {error.strerror}")
         posteriors = {
             "AutoNormal": programs.guide_alone(settings),
             "with flow": programs.guide_with_flow(settings),
             report.TRUTH: programs.chain(settings),
         }
-        console.print(report.parameters_table(posteriors))
-        console.print(report.loo_table(posteriors))
-        files = report.save(posteriors, options.out)
+        marginals, loo = report.marginals(posteriors), report.leave_one_out(posteriors)
+        console.print(report.marginals_table(marginals), report.leave_one_out_table(loo), sep="\n")
+        files = [
+            report.write_csv(marginals, options.out / "marginals.csv"),
+            report.write_csv(loo, options.out / "leave_one_out.csv"),
+            *report.save(posteriors, options.out),
+        ]
     console.print("Saved", *files, sep="\n  ")
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> Parser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", choices=("pyro", "numpyro"), default="pyro")
     parser.add_argument("--quick", action="store_true", help="a rough answer within a minute")
-    parser.add_argument("--seed", type=int, default=0, help="of all randomness (default: 0)")
+    parser.add_argument(
+        "--seed", type=integer(at_least=0), default=0, help="of all randomness (default: 0)"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument(
         "--out",

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from demo import backend, data
 
-EPOCHS = {"digits": 150, "mnist": 30, "fashion-mnist": 30}
+EPOCHS = {"digits": 100, "mnist": 30, "fashion-mnist": 30}
 EPOCHS_TO_COLLAPSE = 60
 
 

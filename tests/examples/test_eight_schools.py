@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import re
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,8 @@ def test_it_compares_three_posteriors(
         assert word in output.out
     names = ["forest.png", "autonormal.nc", "with_flow.nc", "nuts.nc"]
     assert all((tmp_path / name).stat().st_size > 1000 for name in names)
+    assert len((tmp_path / "marginals.csv").read_text().splitlines()) == 1 + 3 * 10
+    assert len((tmp_path / "leave_one_out.csv").read_text().splitlines()) == 1 + 3
     flow = az.from_netcdf(str(tmp_path / "with_flow.nc"))
     assert flow.attrs["refine"] == "TraceHamiltonian_ELBO"
 
@@ -63,7 +67,34 @@ def test_the_table_has_moments_and_distances() -> None:
 
     draws = report.draws_of(posterior(0.0))
     assert list(draws) == ["mu", "tau", *(f"theta[{i}]" for i in range(8))]
-    table = report.parameters_table({"guide": posterior(3.0), report.TRUTH: posterior(0.0)})
+    found = report.marginals({"guide": posterior(3.0), report.TRUTH: posterior(0.0)})
+    table = report.marginals_table(found)
     assert [str(column.header) for column in table.columns] == ["", "guide", "NUTS"]
     for column, cell in zip(table.columns[1:], ("7.50 ± 2.87  3.00", "4.50 ± 2.87"), strict=True):
         assert set(column.cells) == {cell}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--out", __file__], "error: Cannot write to .*: File exists"),
+        (["--seed", "one"], "argument --seed: Expected an integer of at least 0; got 'one'"),
+    ],
+)
+def test_bad_input_gives_one_line(
+    capsys: pytest.CaptureFixture[str], argv: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        eight_schools.main(argv)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line)
+
+
+def test_a_missing_extra_gives_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "schools.report")
+    monkeypatch.setitem(sys.modules, "arviz", None)
+    with pytest.raises(SystemExit, match="2"):
+        eight_schools.main(["--out", str(tmp_path)])
+    assert "needs arviz: pip install 'pyro-infovae[arviz,demo,numpyro]'" in capsys.readouterr().err
