@@ -9,6 +9,7 @@ import pytest
 PYRO = """
     import pyro
     from pyro.infer import SVI
+    import pyro_infovae.diagnostics
     from pyro_infovae import TraceMMD_ELBO
 
     def program(loc):
@@ -22,6 +23,7 @@ PYRO = """
 NUMPYRO = """
     import jax, numpyro
     from numpyro.infer import SVI
+    import numpyro_backend.diagnostics
     from numpyro_backend import TraceMMD_ELBO
 
     def program(loc):
@@ -33,6 +35,11 @@ NUMPYRO = """
     svi = SVI(model, guide, numpyro.optim.Adam(0.1), loss=TraceMMD_ELBO())
     svi.update(svi.init(jax.random.key(0)))
 """
+
+
+def test_arviz_is_imported_where_it_is_needed() -> None:
+    program = "import sys, pyro_infovae, numpyro_backend; assert 'arviz' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.parametrize(
