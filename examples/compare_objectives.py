@@ -46,7 +46,7 @@ AGAINST_COLLAPSE = {
     **OBJECTIVES,
     "mmd": lambda b, s: b.TraceMMD_ELBO(alpha=1.0, lambd=100.0),
     "infomax": lambda b, s: b.TraceInfoMax_ELBO(
-        b.ConcatCritic(s.pixels, s.latent_dim, hidden=(128, 128)), alpha=4.0
+        b.ConcatCritic(s.pixels, s.latent_dim, hidden=(128, 128)), alpha=4.0, bound="js"
     ),
 }
 

@@ -5,25 +5,49 @@ from __future__ import annotations
 import csv
 import re
 from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
 
+import jax
+import numpyro
 import pyro
+import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_python_blocks_run() -> None:
+BLOCKS = [
+    block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "import" in block
+]
+
+
+@pytest.mark.filterwarnings("ignore:log_evidence")  # after three steps
+def test_pyro_blocks_run(capsys: pytest.CaptureFixture[str]) -> None:
     torch.set_default_dtype(torch.float32)
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    scripts = [block for block in blocks if "import" in block]
-    assert len(scripts) == 2
-    names: dict[str, object] = {}
+    scripts = [block for block in BLOCKS if "numpyro" not in block]
+    assert len(scripts) == 3
+    names: dict[str, Any] = {}
     for script in scripts:
         exec(script.replace("range(1000)", "range(3)"), names)
     assert names["loss"] > 0
     assert set(names["better_guide"](names["data"])) == {"z"}
     assert "decoder$$$weight" in pyro.get_param_store()
+    assert "active_units" in capsys.readouterr().out
+    assert names["posterior"].posterior["z"].sizes["draw"] == 1000
+
+
+def test_numpyro_block_runs() -> None:
+    (script,) = (block for block in BLOCKS if "numpyro" in block)
+    names: dict[str, Any] = {}
+    exec(script.replace("1000, data", "3, data"), names)
+    assert names["result"].losses.shape == (3,)
+    assert "hamiltonian.step_size" in names["result"].params
+    draws = numpyro.infer.Predictive(
+        names["model"], guide=names["better_guide"], params=names["result"].params, num_samples=2
+    )(jax.random.key(0), names["data"])
+    assert draws["x"].shape == (2, 100, 2)
 
 
 def test_files_linked_are_there() -> None:
@@ -33,9 +57,12 @@ def test_files_linked_are_there() -> None:
         assert (ROOT / link).is_file(), link
 
 
+def read(path: str) -> list[dict[str, str]]:
+    with (ROOT / path).open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def test_table_is_the_demos() -> None:
-    with (ROOT / "docs/demo/table.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
     formats = {
         "loss": "{:.2f}",
         "reconstruction": "{:.2f}",
@@ -45,6 +72,38 @@ def test_table_is_the_demos() -> None:
         "mmd_squared": "{:.4f}",
         "knn_accuracy": "{:.1%}",
     }
-    for row in rows:
+    for row in read("docs/demo/table.csv"):
         cells = [form.format(float(row[name])) for name, form in formats.items()]
         assert f"| {row['objective']} | {' | '.join(cells)} |" in README
+
+
+def test_collapse_table_is_the_demos() -> None:
+    formats = {
+        "log_prob": "{:.1f}",
+        "kl": "{:.1f}",
+        "active_units": "{:.1f}",
+        "information": "{:.1f}",
+        "knn_accuracy": "{:.0%}",
+    }
+    rows = read("docs/collapse/table.csv")
+    for name in dict.fromkeys(row["objective"] for row in rows):
+        seeds = [row for row in rows if row["objective"] == name]
+        assert len(seeds) == 3
+        cells = []
+        for column, form in formats.items():
+            values = [float(row[column]) for row in seeds]
+            cells.append(f"{form.format(mean(values))} ± {form.format(stdev(values))}")
+        assert f"| {name} | {' | '.join(cells)} |" in README
+
+
+def test_eight_schools_are_the_examples() -> None:
+    alone, flow, _ = (row["unreliable"] for row in read("docs/eight_schools/leave_one_out.csv"))
+    words = " ".join(README.split())
+    assert f"{alone} of 8 schools with the guide alone and for {flow} with the flow" in words
+
+
+def test_numpyro_step_is_the_benchmarks() -> None:
+    table = (ROOT / "benchmarks/numpyro_step.md").read_text(encoding="utf-8")
+    ratios = re.findall(r"TraceMMD_ELBO \| [\d.]+ \| ([\d.]+)", table)
+    assert len(ratios) == 2
+    assert f"takes {min(ratios)} to {max(ratios)} times as long" in " ".join(README.split())
