@@ -17,8 +17,11 @@ from numpyro_backend._draws import Draws
 OWN_DIMS = ("chain", "draw")
 
 
-def load_arviz() -> ModuleType:
+def load_arviz(asker: str) -> ModuleType:
     """ArviZ, which is imported only where it is needed.
+
+    Args:
+        asker: what needs it, for messages.
 
     Raises:
         ModuleNotFoundError: where it is not installed.
@@ -32,7 +35,7 @@ def load_arviz() -> ModuleType:
         if error.name != "arviz":
             raise
         raise ModuleNotFoundError(
-            "to_inference_data needs ArviZ: pip install pyro-infovae[arviz]", name="arviz"
+            f"{asker} needs ArviZ: pip install pyro-infovae[arviz]", name="arviz"
         ) from error
 
 

@@ -7,24 +7,29 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.nn import logsumexp
 from jaxtyping import Bool, Float, Int, Key, Shaped
-from numpyro.distributions import Delta, Distribution
+from numpyro.distributions import Distribution
 
-from numpyro_backend.fresh_draws import Draw, FreshDraws, datum_of_rows, log_prob, set_up
+from numpyro_backend.data_checks import check_all_drawn, check_densities
+from numpyro_backend.data_runs import counts_of, first_of_each, minibatches
+from numpyro_backend.fresh_draws import (
+    Draw,
+    FreshDraws,
+    Minibatch,
+    datum_of_rows,
+    log_prob,
+    set_up,
+)
 from numpyro_backend.runs import Program
-from numpyro_backend.sites import undecorated
 
 _ASKER = "aggregated_posterior"
 _ELEMENTS_PER_CHUNK = 2**23
-
-Minibatch: TypeAlias = dict[str, Int[Array, " data"]]
 
 
 @dataclass(frozen=True)
@@ -89,9 +94,10 @@ def aggregated_posterior(
         The three terms and their standard errors.
 
     Raises:
-        ValueError: for a point mass in the guide, a conditional that changes from run to run (it
-            depends on other latents, or on dropout), a guide that does not draw one code per
-            datum, or more than one subsampled plate.
+        ValueError: for a point mass in the guide, a latent of the model that the guide does not
+            draw, a conditional that changes from run to run (it depends on other latents, or on
+            dropout), a guide that does not draw one code per datum, or more than one subsampled
+            plate.
 
     References:
         Hoffman, Johnson, *ELBO surgery: yet another way to carve up the variational evidence lower
@@ -118,28 +124,34 @@ def aggregated_posterior(
         raise ValueError(f"Expected chunk_size >= 1; got {chunk_size}")
     set_up(rng_key, guide, args, kwargs)
     draws = FreshDraws(_ASKER, model, guide, args, kwargs, sites)
-    minibatches = _minibatches(draws, rng_key, params)
-    keys = jax.random.split(rng_key, (num_samples, len(minibatches)))
+    outline = draws.outline(rng_key, params)
+    check_all_drawn(_ASKER, outline)
+    check_densities(_ASKER, outline)
+    parts = minibatches(_ASKER, outline)
+    keys = jax.random.split(rng_key, (num_samples, len(parts)))
     draw_codes = jax.jit(partial(_draw_codes, draws))
     runs = [
-        [draw_codes(key, params, rows) for key, rows in zip(row, minibatches, strict=True)]
+        [draw_codes(key, params, rows) for key, rows in zip(row, parts, strict=True)]
         for row in keys
     ]
-    _check_conditionals(draws, keys[:2], params, minibatches, runs[0])
+    _check_conditionals(draws, keys[:2], params, parts, runs[0])
     posterior, prior, counts, datum = (_by_run(runs, name) for name in _Codes._fields[1:])
-    counted = counts[0] & _is_first(datum[0])
+    kept = first_of_each(datum[0], counts[0])
+    is_kept = np.isin(np.arange(len(counts[0])), kept)
     values = jax.tree.map(
         lambda *parts: np.concatenate(parts), *(codes.values for run in runs for codes in run)
     )
     log_sum = jax.jit(partial(_log_sum_over_data, draws, chunk_size))
-    parts = zip(keys[0], minibatches, np.split(counted, len(minibatches)), strict=True)
-    mixture = np.logaddexp.reduce([log_sum(key, params, *part, values) for key, *part in parts])
-    aggregated = mixture.reshape(posterior.shape) - math.log(counted.sum())
+    conditions = zip(keys[0], parts, np.split(is_kept, len(parts)), strict=True)
+    mixture = np.logaddexp.reduce(
+        [log_sum(key, params, *part, values) for key, *part in conditions]
+    )
+    aggregated = mixture.reshape(posterior.shape) - math.log(len(kept))
     return AggregatedPosterior(
-        *_mean_and_error((posterior - aggregated)[:, counted]),
-        *_mean_and_error((posterior - prior)[:, counted]),
-        *_mean_and_error((aggregated - prior)[:, counted]),
-        num_data=int(counted.sum()),
+        *_mean_and_error((posterior - aggregated)[:, kept]),
+        *_mean_and_error((posterior - prior)[:, kept]),
+        *_mean_and_error((aggregated - prior)[:, kept]),
+        num_data=len(kept),
     )
 
 
@@ -170,7 +182,6 @@ def _draw_codes(
         reduce(operator.add, (log_prob(trace[name]) for name in draw.group.names))
         for trace in (draw.guide, draw.model)
     )
-    weights = draw.group.posterior.weights
     return _Codes(
         values={
             name: draw.guide[name]["value"].reshape(-1, *fn.event_shape)
@@ -178,7 +189,7 @@ def _draw_codes(
         },
         log_posterior=posterior.reshape(-1),
         log_prior=prior.reshape(-1),
-        counts=jnp.ones(prior.size, bool) if weights is None else weights > 0,
+        counts=counts_of(draw.group.posterior),
         datum=datum_of_rows(draw.group),
     )
 
@@ -203,62 +214,24 @@ def _log_sum_over_data(
     rng_key: Key[Array, ""],
     params: Mapping[str, Any],
     minibatch: Minibatch,
-    counted: Bool[Array, " rows"],
+    is_kept: Bool[Array, " rows"],
     values: Mapping[str, Float[Array, " codes *event"]],
 ) -> Float[Array, " codes"]:
-    """The log of the sum of each code's densities given the data of a minibatch that count."""
+    """The log of the sum of each code's densities given the data of a minibatch that are kept."""
     conditionals = _conditionals(draws.draw(rng_key, params, minibatch))
     features = sum(math.prod(fn.event_shape) for fn in conditionals.values())
 
     def log_sum(code: Mapping[str, Float[Array, "*event"]]) -> Float[Array, ""]:
         terms = reduce(operator.add, (fn.log_prob(code[n]) for n, fn in conditionals.items()))
-        return logsumexp(terms.reshape(-1), where=counted)
+        return logsumexp(terms.reshape(-1), where=is_kept)
 
-    size = chunk_size or max(1, _ELEMENTS_PER_CHUNK // (counted.size * features))
+    size = chunk_size or max(1, _ELEMENTS_PER_CHUNK // (is_kept.size * features))
     return jax.lax.map(log_sum, values, batch_size=size)
 
 
 def _conditionals(draw: Draw) -> dict[str, Distribution]:
     """The distributions q(z | x) that a run of the guide has drawn from, by site."""
-    conditionals = {name: draw.guide[name]["fn"] for name in draw.group.names}
-    for name, fn in conditionals.items():
-        if isinstance(undecorated(fn), Delta):
-            raise ValueError(
-                f"{_ASKER}: the guide draws '{name}' as a point mass, which has no density: "
-                "choose others by sites"
-            )
-        expected = draw.model[name]["fn"].batch_shape
-        if fn.batch_shape != expected:
-            raise ValueError(
-                f"{_ASKER}: Expected the guide to draw '{name}' with batch shape {expected}, as "
-                f"the model does; got {fn.batch_shape}: draw a code per datum, in the same plates"
-            )
-    return conditionals
-
-
-def _minibatches(
-    draws: FreshDraws, rng_key: Key[Array, ""], params: Mapping[str, Any]
-) -> list[Minibatch]:
-    """Minibatches of the subsampled plate that cover the data, the last one filled from the start.
-
-    Raises:
-        ValueError: for several subsampled plates.
-    """
-    run = jax.eval_shape(lambda key: draws.draw(key, params).group.runs, rng_key)
-    name = next(name for name in run.model if name in run.selected)
-    subsampled = [plate for plate in run.model[name].plates if plate.size != plate.full_size]
-    if not subsampled:
-        return [{}]
-    if len(subsampled) > 1:
-        raise ValueError(
-            f"{_ASKER} runs all minibatches of one plate; got several that are subsampled, "
-            f"{[plate.name for plate in subsampled]}: leave all but one whole"
-        )
-    (plate,) = subsampled
-    return [
-        {plate.name: jnp.arange(start, start + plate.size) % plate.full_size}
-        for start in range(0, plate.full_size, plate.size)
-    ]
+    return {name: draw.guide[name]["fn"] for name in draw.group.names}
 
 
 def _check_conditionals(
@@ -283,12 +256,6 @@ def _check_conditionals(
 
 def _by_run(runs: Sequence[Sequence[_Codes]], name: str) -> Shaped[np.ndarray, "draws rows"]:
     return np.stack([np.concatenate([getattr(codes, name) for codes in run]) for run in runs])
-
-
-def _is_first(datum: Int[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:
-    """Whether a datum is met for the first time."""
-    _, first = np.unique(datum, return_index=True)
-    return np.isin(np.arange(len(datum)), first)
 
 
 def _mean_and_error(terms: Float[np.ndarray, "draws data"]) -> tuple[float, float]:

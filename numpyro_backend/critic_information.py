@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpyro
 from jax import Array
 from jax.example_libraries.optimizers import clip_grads
 from jaxtyping import Bool, Float, Int, Key, Shaped
-from tqdm import tqdm  # type: ignore[import-untyped]
 
-from numpyro_backend.critic_data import DataSource, critic_data
+from numpyro_backend.critic_batches import CodedBatch, CodedRows, DataPart, draw_rows
+from numpyro_backend.critic_data import DataSource
 from numpyro_backend.critic_parameters import CriticParameters, critic_parameters
 from numpyro_backend.critics import ConcatCritic, Critic
-from numpyro_backend.fresh_draws import FreshDraws, datum_of_rows, set_up
+from numpyro_backend.fresh_draws import FreshDraws, numpy_generator, set_up
 from numpyro_backend.mutual_information import Bound, get_bound
 from numpyro_backend.negatives import PairScores, bound_information, score_all
+from numpyro_backend.progress import with_progress
 from numpyro_backend.runs import Program
 
 _ASKER = "mutual_information"
@@ -100,7 +99,7 @@ def mutual_information(
         **kwargs: keyword arguments of both.
 
     Returns:
-        The estimate and its standard error. A progress bar is shown at the terminal.
+        The estimate and its standard error. A progress bar is shown where tqdm is installed.
 
     Raises:
         ValueError: for a fraction outside (0, 1), fewer than 2 rows in a part of the data, or
@@ -133,11 +132,11 @@ def mutual_information(
     score_bound = get_bound(bound)
     set_up(rng_key, guide, args, kwargs)
     draws = FreshDraws(_ASKER, model, guide, args, kwargs, sites)
-    draw = partial(jax.jit(partial(_draw_rows, draws, data)), params)
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(rng_key)))
-    order = rng.permutation(_num_data(draws, rng_key, params))
+    draw = partial(jax.jit(partial(draw_rows, draws, data)), params)
+    rng = numpy_generator(rng_key)
+    order = rng.permutation(draws.outline(rng_key, params).rows.total)
     is_held_out = np.isin(np.arange(len(order)), order[: round(held_out * len(order))])
-    seen, unseen = (_Part(draw, kept, rng) for kept in (~is_held_out, is_held_out))
+    seen, unseen = (DataPart(_ASKER, draw, kept, rng) for kept in (~is_held_out, is_held_out))
     first, _ = seen.draw_kept(), unseen.draw_kept()
     fresh = critic_parameters(_standardised_critic(first) if critic is None else critic)
     start = jax.jit(lambda key: fresh.init(key, lambda: (first.x, first.z)))(rng_key)
@@ -154,91 +153,12 @@ def mutual_information(
     )
 
 
-class _Rows(NamedTuple):
-    """Data of a run, their codes, which of the data set they are, and whether they count."""
-
-    x: Shaped[Array, " rows *event"]
-    z: Float[Array, "rows features"]
-    datum: Int[Array, " rows"]
-    counts: Bool[Array, " rows"]
-
-
-class _Batch(NamedTuple):
-    """Some rows of a run, filled up with copies of weight 0 to a number that is always the same."""
-
-    x: Shaped[Array, " batch *event"]
-    z: Float[Array, "batch features"]
-    datum: Int[Array, " batch"]
-    weights: Float[Array, " batch"]
-
-
 class _ScoredRows(NamedTuple):
     """The scores of batches with one another's codes."""
 
     scores: PairScores
     datum: Int[Array, "batches batch"]
     weights: Float[Array, "batches batch"]
-
-
-def _num_data(draws: FreshDraws, rng_key: Key[Array, ""], params: Mapping[str, Any]) -> int:
-    return jax.eval_shape(lambda key: draws.draw(key, params).group.posterior, rng_key).total
-
-
-def _draw_rows(
-    draws: FreshDraws, data: DataSource, params: Mapping[str, Any], rng_key: Key[Array, ""]
-) -> _Rows:
-    group = draws.draw(rng_key, params).group
-    rows = group.posterior
-    x = critic_data(data, group, asker=_ASKER)
-    counts = jnp.ones(len(x), bool) if rows.weights is None else rows.weights > 0
-    return _Rows(x, rows.values, datum_of_rows(group), counts)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A part of the data, to draw codes of.
-
-    Attributes:
-        draw: a run's rows for a key.
-        kept: whether a datum belongs to the part.
-        rng: chooses keys and orders, in NumPy, for JAX would compile those of every length.
-    """
-
-    draw: Callable[[Key[Array, ""]], _Rows]
-    kept: Bool[np.ndarray, " data"]
-    rng: np.random.Generator
-
-    def draw_kept(self) -> _Rows:
-        """The rows of one run that are of this part, and are not masked."""
-        rows, index = self._draw()
-        return jax.tree.map(lambda part: np.asarray(part)[index], rows)
-
-    def batches(self, batch_size: int) -> Iterator[_Batch]:
-        """Rows in random order, drawn afresh when they are used up."""
-        while True:
-            rows, kept = self._draw()
-            size = min(batch_size, len(rows.z))
-            order = self.rng.permutation(kept)
-            for index in np.array_split(order, math.ceil(len(order) / size)):
-                if len(index) > 1:
-                    filled = np.pad(index, (0, size - len(index)), mode="edge")
-                    yield _take(rows, filled, np.arange(size) < len(index))
-
-    def _draw(self) -> tuple[_Rows, Int[np.ndarray, " kept"]]:
-        rows = self.draw(jax.random.key(self.rng.integers(2**32)))
-        kept = np.flatnonzero(self.kept[np.asarray(rows.datum)] & np.asarray(rows.counts))
-        if len(kept) < 2:
-            raise ValueError(
-                f"{_ASKER} takes at least 2 rows of each run to train the critic on, and 2 to "
-                f"evaluate it on; got {len(kept)}: use more data, or a larger minibatch"
-            )
-        return rows, kept
-
-
-@jax.jit
-def _take(rows: _Rows, index: Int[Array, " batch"], counts: Bool[Array, " batch"]) -> _Batch:
-    x, z, datum, _ = (part[index] for part in rows)
-    return _Batch(x, z, datum, counts.astype(z.dtype))
 
 
 @dataclass(frozen=True)
@@ -267,7 +187,7 @@ class _Standardised:
         return (features - self.mean) / self.scale
 
 
-def _standardised_critic(rows: _Rows) -> ConcatCritic:
+def _standardised_critic(rows: CodedRows) -> ConcatCritic:
     x_encoder, z_encoder = (_Standardised.of(part, rows.z.dtype) for part in (rows.x, rows.z))
     widths = len(x_encoder.mean), len(z_encoder.mean)
     return ConcatCritic(*widths, (64, 64), x_encoder=x_encoder, z_encoder=z_encoder)
@@ -277,7 +197,7 @@ def _train(
     critic: CriticParameters,
     start: Any,
     bound: Bound,
-    batches: Iterator[_Batch],
+    batches: Iterator[CodedBatch],
     num_steps: int,
     learning_rate: float,
 ) -> Any:
@@ -285,7 +205,7 @@ def _train(
     optimiser = numpyro.optim.Adam(learning_rate)
 
     @jax.jit
-    def step(state: Any, batch: _Batch) -> Any:
+    def step(state: Any, batch: CodedBatch) -> Any:
         def loss(params: Any) -> Float[Array, ""]:
             scores = _score_batch(critic.bind(params), batch)
             return -bound_information(bound, scores, batch.weights[None]).surrogate
@@ -295,13 +215,12 @@ def _train(
         return optimiser.update(clipped, state)
 
     state = optimiser.init(start)
-    steps = islice(batches, num_steps)
-    for batch in tqdm(steps, desc="critic", total=num_steps, leave=False, disable=None):
+    for batch in with_progress(islice(batches, num_steps), total=num_steps, label="critic"):
         state = step(state, batch)
     return optimiser.get_params(state)
 
 
-def _score(critic: Critic, batches: Iterator[_Batch], num_samples: int) -> _ScoredRows:
+def _score(critic: Critic, batches: Iterator[CodedBatch], num_samples: int) -> _ScoredRows:
     """The scores of at least so many rows."""
     score = jax.jit(partial(_score_batch, critic))
     scored: list[_ScoredRows] = []
@@ -312,7 +231,7 @@ def _score(critic: Critic, batches: Iterator[_Batch], num_samples: int) -> _Scor
     return jax.tree.map(lambda *parts: np.stack(parts), *scored)
 
 
-def _score_batch(critic: Critic, batch: _Batch) -> PairScores:
+def _score_batch(critic: Critic, batch: CodedBatch) -> PairScores:
     return score_all(jax.random.key(0), critic, batch.x[None], batch.z[None])
 
 

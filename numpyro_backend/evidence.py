@@ -17,6 +17,7 @@ from jax import Array
 from jaxtyping import Float, Key
 from scipy.special import logsumexp  # type: ignore[import-untyped]
 
+from numpyro_backend._arviz import load_arviz
 from numpyro_backend.fresh_draws import set_up
 from numpyro_backend.importance_weights import ImportanceSampler
 from numpyro_backend.runs import Program
@@ -77,7 +78,7 @@ class Evidence:
         the largest weights agree to a thousandth of a nat.
 
         Raises:
-            ImportError: where ArviZ, which fits it, is not installed.
+            ModuleNotFoundError: where ArviZ, which fits it, is not installed.
         """
         rows = np.asarray(self.log_weights, float).reshape(len(self.log_weights), -1)
         psislw = _psislw()
@@ -186,19 +187,10 @@ def _pareto_k(log_weights: Float[np.ndarray, " samples"], psislw: Callable[..., 
 
 def _psislw() -> Callable[..., Any]:
     """ArviZ's function of log weights to smoothed ones and their Pareto k."""
-    try:
-        # ArviZ comes with warnings about itself.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            arviz = importlib.import_module("arviz")
-            if hasattr(arviz, "psislw"):
-                return arviz.psislw
-            array_stats = importlib.import_module("arviz_stats.base").array_stats
-    except ImportError as error:
-        raise ImportError(
-            "Evidence.pareto_k is fitted by ArviZ, which is not installed: "
-            "pip install pyro-infovae[arviz]"
-        ) from error
+    arviz = load_arviz("Evidence.pareto_k")
+    if hasattr(arviz, "psislw"):
+        return arviz.psislw
+    array_stats = importlib.import_module("arviz_stats.base").array_stats
 
     def psislw(log_weights: Float[np.ndarray, " samples"]) -> tuple[Any, Any]:
         # Since ArviZ 1.0 it takes log likelihoods, the negative of log weights, and refuses to fit
@@ -221,7 +213,7 @@ def _warn_if_unreliable(evidence: Evidence) -> None:
         )
     try:
         pareto_k = evidence.pareto_k
-    except ImportError:
+    except ModuleNotFoundError:
         return
     unreliable = pareto_k[pareto_k > RELIABLE_PARETO_K]
     if len(unreliable) > 0:

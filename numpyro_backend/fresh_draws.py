@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import numpyro
 from jax import Array
 from jaxtyping import Float, Int, Key
 from numpyro import handlers
@@ -17,11 +19,12 @@ from numpyro.primitives import Messenger
 from numpyro_backend.critic_data import only_group
 from numpyro_backend.groups import Group
 from numpyro_backend.recording import Message
-from numpyro_backend.rows import group_by_plates
-from numpyro_backend.runs import Program, Recorder
+from numpyro_backend.rows import Rows, group_by_plates
+from numpyro_backend.runs import Program, Recorder, Run
 from numpyro_backend.sites import Selection
 
 Trace: TypeAlias = Mapping[str, Message]
+Minibatch: TypeAlias = Mapping[str, Int[Array, " data"]]
 
 
 def set_up(
@@ -30,6 +33,11 @@ def set_up(
     """Let a new AutoGuide look at its model: what it sees it keeps, so it must not be traced."""
     if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
         handlers.seed(guide, rng_key)(*args, **kwargs)
+
+
+def numpy_generator(rng_key: Key[Array, ""]) -> np.random.Generator:
+    """A generator of random numbers for NumPy, which a key determines."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(rng_key)))
 
 
 def draw_traces(
@@ -66,11 +74,24 @@ def log_prob(site: Message) -> Float[Array, " *batch"]:
 
 
 class Draw(NamedTuple):
-    """The latents of one run in a group of one particle, and the messages of guide and model."""
+    """The latents of one run in a group of one particle, the run, and all messages of it."""
 
     group: Group
+    run: Run
     guide: Trace
     model: Trace
+
+
+class Outline(NamedTuple):
+    """What is known of a run, and of its rows, before there are values: plates, shapes, names."""
+
+    run: Run
+    rows: Rows
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The latents, in the order of the model."""
+        return tuple(self.rows.latents)
 
 
 @dataclass(frozen=True)
@@ -97,7 +118,7 @@ class FreshDraws:
         self,
         rng_key: Key[Array, ""],
         params: Mapping[str, Any],
-        minibatch: Mapping[str, Int[Array, " data"]] | None = None,
+        minibatch: Minibatch | None = None,
     ) -> Draw:
         """The latents of one run, and what goes with them.
 
@@ -114,21 +135,36 @@ class FreshDraws:
         chosen = None if names is None else frozenset(names)
         recorder = Recorder(Selection(self.asker, chosen, particles=1), kl_weight=1.0)
         programs = recorder.model(self.model), recorder.guide(self.guide)
-        with recorder.scoring(), _Minibatch(minibatch or {}, self.asker):
-            guide, model = draw_traces(rng_key, params, *programs, self.args, self.kwargs)
+        run_key, prior_key = jax.random.split(rng_key)
+        chosen_rows = _ChosenRows(minibatch or {}, self.asker)
+        with recorder.scoring(), chosen_rows, numpyro.validation_enabled(False):
+            guide, model = draw_traces(run_key, params, *programs, self.args, self.kwargs)
         run = recorder.run(self)
         runs = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], run)
         groups = [
-            Group(group, runs, rng_key, dict(params), self.model, self.args, self.kwargs)
+            Group(group, runs, prior_key, dict(params), self.model, self.args, self.kwargs)
             for group in group_by_plates(run.model, run.selected)
         ]
-        return Draw(only_group(groups, asker=self.asker), guide, model)
+        return Draw(only_group(groups, asker=self.asker), run, guide, model)
+
+    def outline(self, rng_key: Key[Array, ""], params: Mapping[str, Any]) -> Outline:
+        """What is known of every run without running anything.
+
+        Raises:
+            ValueError: for latents that cannot be selected, or are in several stacks of plates.
+        """
+
+        def outline(rng_key: Key[Array, ""]) -> Outline:
+            draw = self.draw(rng_key, params)
+            return Outline(draw.run, draw.group.posterior)
+
+        return jax.eval_shape(outline, rng_key)
 
 
-class _Minibatch(Messenger):
+class _ChosenRows(Messenger):
     """Chooses the data of subsampled plates."""
 
-    def __init__(self, rows: Mapping[str, Int[Array, " data"]], asker: str) -> None:
+    def __init__(self, rows: Minibatch, asker: str) -> None:
         super().__init__()
         self.rows = rows
         self.asker = asker

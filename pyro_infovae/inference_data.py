@@ -94,7 +94,7 @@ def to_inference_data(
         >>> data.log_likelihood["x"].dims
         ('chain', 'draw', 'data')
     """
-    arviz = load_arviz()
+    arviz = load_arviz("to_inference_data")
     if num_samples < 1:
         raise ValueError(f"Expected num_samples >= 1; got {num_samples}")
     if chunk_size is not None and chunk_size < 1:
