@@ -220,9 +220,7 @@ def _check_samples(
         if n < fewest:
             raise ValueError(f"Expected at least {fewest} rows of {name}; got {n}.")
         if weights is not None and weights.shape != (n,):
-            raise ValueError(
-                f"Expected {name}_weights of shape {(n,)}; got {tuple(weights.shape)}"
-            )
+            raise ValueError(f"Expected {name}_weights of shape {(n,)}; got {tuple(weights.shape)}")
         if num_data is not None and (num_data < fewest or n % num_data):
             raise ValueError(
                 f"Expected num_data of at least {fewest} that divides the {n} rows of {name}; "

@@ -6,7 +6,7 @@ import copy
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -32,6 +32,8 @@ from pyro_infovae.base_elbo import (
     take_step,
     tensor_loss,
 )
+from pyro_infovae.gathered_rows import gather
+from pyro_infovae.gathering import same_draws
 from pyro_infovae.groups import Group
 from pyro_infovae.rows import Rows, group_by_plates
 from pyro_infovae.runs import Program, Recorder
@@ -62,6 +64,7 @@ class PenalisedELBO(ELBO):
         regularizer: a further penalty of the user's: a function of each group's
             :class:`~pyro_infovae.rows.Rows`, observed data included, to a scalar in nats.
         regularizer_weight: the factor on it.
+        gather: whether the penalties see the rows of all ranks of the default process group.
         base: the ELBO below the penalty. Its particle settings are the objective's.
         num_particles: draws per datum of the default base.
         max_plate_nesting: bound on the plate nesting of the default base.
@@ -77,7 +80,8 @@ class PenalisedELBO(ELBO):
         *,
         sites: Iterable[str] | None = None,
         regularizer: Regularizer | None = None,
-        regularizer_weight: float = 1.0,
+        regularizer_weight: float | Tensor = 1.0,
+        gather: bool = False,
         base: ELBO | None = None,
         num_particles: int = 1,
         max_plate_nesting: float = math.inf,
@@ -112,6 +116,7 @@ class PenalisedELBO(ELBO):
         self.sites = None if sites is None else frozenset(sites)
         self.regularizer = regularizer
         self.regularizer_weight = regularizer_weight
+        self.gather = gather
 
     def __call__(self, model: nn.Module, guide: nn.Module) -> ELBOModule:
         """Model, guide and what the base learns as one module whose call is the loss."""
@@ -126,7 +131,7 @@ class PenalisedELBO(ELBO):
 
     @property
     @abstractmethod
-    def kl_weight(self) -> float:
+    def kl_weight(self) -> float | Tensor:
         """The factor on the KL of the selected latents."""
 
     @abstractmethod
@@ -232,13 +237,23 @@ class PenalisedELBO(ELBO):
 
     def _regularize(self, group: Group) -> Tensor:
         assert self.regularizer is not None
-        value = self.regularizer(replace(group.posterior, data=group.data))
+        (rows,) = self._gathered(replace(group.posterior, data=group.data))
+        with self._drawing_alike():
+            value = self.regularizer(rows)
         if value.shape != ():
             raise ValueError(
                 f"Expected regularizer(rows) to be a scalar; got shape {tuple(value.shape)} for "
                 f"the rows of {list(group.names)}: sum or average over the rows"
             )
         return value
+
+    def _gathered(self, *parts: Rows) -> tuple[Rows, ...]:
+        """The rows that a penalty sees: of all ranks, or of this one."""
+        return gather(*parts) if self.gather else parts
+
+    def _drawing_alike(self) -> AbstractContextManager[None]:
+        """What a penalty draws after it has gathered is the same on all ranks."""
+        return same_draws() if self.gather else nullcontext()
 
 
 @contextmanager

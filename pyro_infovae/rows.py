@@ -56,13 +56,19 @@ def pool(parts: Sequence[Rows]) -> Rows:
     first = parts[0]
     if len(parts) == 1:
         return first
-    weights = [_weights_or_ones(part) for part in parts] if _any_weighted(parts) else None
+    weights = [weights_or_ones(part) for part in parts] if _any_weighted(parts) else None
     return Rows(
         latents={name: torch.cat([part.latents[name] for part in parts]) for name in first.latents},
         weights=None if weights is None else torch.cat(weights),
         num_data=first.num_data,
         total=first.total,
     )
+
+
+def weights_or_ones(part: Rows) -> Float[Tensor, " rows"]:
+    """The weights of rows, 1 where all count alike."""
+    values = part.values
+    return values.new_ones(len(values)) if part.weights is None else part.weights
 
 
 def group_by_plates(model: Messages, selected: Iterable[str]) -> list[tuple[str, ...]]:
@@ -187,8 +193,3 @@ def _batch_shape(group: Sequence[Message], guide: Messages) -> torch.Size:
 
 def _any_weighted(parts: Sequence[Rows]) -> bool:
     return any(part.weights is not None for part in parts)
-
-
-def _weights_or_ones(part: Rows) -> Tensor:
-    values = part.values
-    return values.new_ones(len(values)) if part.weights is None else part.weights

@@ -14,6 +14,7 @@ from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
+from torch import Tensor
 
 from pyro_infovae.sites import PARTICLE_PLATE, Messages, Selection, is_latent
 
@@ -75,7 +76,7 @@ class Recorder:
         kl_weight: the factor :math:`w` on their KL.
     """
 
-    def __init__(self, selection: Selection, kl_weight: float) -> None:
+    def __init__(self, selection: Selection, kl_weight: float | Tensor) -> None:
         self.selection = selection
         self.kl_weight = kl_weight
         self.runs: list[Run] = []
@@ -103,11 +104,16 @@ class Recorder:
         return self.runs[-count:]
 
 
-def reweight(msg: Message, weight: float) -> None:
+def is_number(weight: float | Tensor, number: float) -> bool:
+    """Whether a weight is that number; a tensor is not, for to look would wait for its device."""
+    return not isinstance(weight, Tensor) and weight == number
+
+
+def reweight(msg: Message, weight: float | Tensor) -> None:
     """Multiply the log density of a site; a weight of 0 masks it, since 0 times inf is nan."""
-    if weight == 0:
+    if is_number(weight, 0):
         msg["mask"] = False
-    elif weight != 1:
+    elif not is_number(weight, 1):
         msg["scale"] = msg["scale"] * weight
 
 
@@ -150,7 +156,8 @@ class _ModelRun(Messenger):
 
     def _pyro_post_sample(self, msg: Message) -> None:
         self.run.model[msg["name"]] = _with_mask(msg, self.masks)
-        if self.recorder.kl_weight != 1 and msg["name"] in self.run.selected:
+        is_weighted = not is_number(self.recorder.kl_weight, 1)
+        if is_weighted and msg["name"] in self.run.selected:
             check_kl_is_separable(msg["name"], self.run, self.recorder.kl_weight)
 
     def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
@@ -165,7 +172,7 @@ def _with_mask(msg: Message, masks: dict[str, Any]) -> Message:
     return copied
 
 
-def check_kl_is_separable(name: str, run: Run, kl_weight: float) -> None:
+def check_kl_is_separable(name: str, run: Run, kl_weight: float | Tensor) -> None:
     """Refuse a KL weight that cannot be applied to one latent alone.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 
 import pyro
@@ -16,6 +17,7 @@ from pyro_infovae.groups import Group
 from pyro_infovae.mutual_information import Bound, get_bound
 from pyro_infovae.negatives import SCORERS, bound_information, by_particle
 from pyro_infovae.penalised_elbo import PenalisedELBO, Regularizer
+from pyro_infovae.runs import is_number
 
 FEW_ROWS = 64
 """Below this many rows the estimate of mutual information is poor."""
@@ -59,6 +61,11 @@ class TraceInfoMax_ELBO(PenalisedELBO):
         regularizer: a further penalty of yours: a function of the group's
             :class:`~pyro_infovae.rows.Rows` (latents, data, weights, N) to a scalar in nats.
         regularizer_weight: the factor on it.
+        gather: whether the penalties see the rows of all ranks of ``torch.distributed``'s default
+            process group, as one process with all of them would: the mean over the ranks of
+            losses and of gradients is that process's. Each rank runs the model on as many rows,
+            in plates of the size of the whole data set, and every rank has to evaluate the loss.
+            Without a process group it changes nothing.
         base: the ELBO that the penalty is added to; by default the closed-form KL where it is
             valid, a sampled one otherwise. Its particle settings are the objective's.
         num_particles: draws per datum of the default base; their scores are pooled.
@@ -67,8 +74,8 @@ class TraceInfoMax_ELBO(PenalisedELBO):
 
     Raises:
         ValueError: for negative weights, an unknown bound or kind of negatives; when used, for
-            scores of the wrong shape, data that cannot be found, or latents in several stacks of
-            plates.
+            scores of the wrong shape, data that cannot be found, latents in several stacks of
+            plates, or ranks that differ in the number of their rows.
         TypeError: for a critic that is no module.
 
     References:
@@ -96,8 +103,8 @@ class TraceInfoMax_ELBO(PenalisedELBO):
     def __init__(
         self,
         critic: nn.Module,
-        alpha: float = 1.0,
-        beta: float = 1.0,
+        alpha: float | Tensor = 1.0,
+        beta: float | Tensor = 1.0,
         *,
         bound: str | Bound = "nwj",
         negatives: str = "shift",
@@ -105,7 +112,8 @@ class TraceInfoMax_ELBO(PenalisedELBO):
         sites: Iterable[str] | None = None,
         name: str = "critic",
         regularizer: Regularizer | None = None,
-        regularizer_weight: float = 1.0,
+        regularizer_weight: float | Tensor = 1.0,
+        gather: bool = False,
         base: ELBO | None = None,
         num_particles: int = 1,
         max_plate_nesting: float = math.inf,
@@ -115,6 +123,7 @@ class TraceInfoMax_ELBO(PenalisedELBO):
             sites=sites,
             regularizer=regularizer,
             regularizer_weight=regularizer_weight,
+            gather=gather,
             base=base,
             num_particles=num_particles,
             max_plate_nesting=max_plate_nesting,
@@ -143,7 +152,7 @@ class TraceInfoMax_ELBO(PenalisedELBO):
         return module
 
     @property
-    def kl_weight(self) -> float:
+    def kl_weight(self) -> float | Tensor:
         """The factor on the KL of the selected latents: beta."""
         return self.beta
 
@@ -151,7 +160,9 @@ class TraceInfoMax_ELBO(PenalisedELBO):
         """-N alpha Î in nats, with the gradient of -Î for the critic."""
         asker = type(self).__name__
         group = only_group(groups, asker=asker)
-        rows = group.posterior
+        own = group.posterior
+        x = critic_data(self.data, group, len(own.values), asker=asker)
+        (rows,) = self._gathered(replace(own, data={"x": x}))
         assert rows.num_data is not None
         arrange = partial(
             by_particle,
@@ -161,9 +172,9 @@ class TraceInfoMax_ELBO(PenalisedELBO):
         )
         self._warn_if_few(len(rows.values))
         weight = rows.total * self.alpha
-        x = critic_data(self.data, group, len(rows.values), asker=asker)
-        x, z = (arrange(_scale_gradient(tensor, weight)) for tensor in (x, rows.values))
-        scores = SCORERS[self.negatives](self._critic(), x[:, 0], z)
+        x, z = (arrange(_scale_gradient(each, weight)) for each in (rows.data["x"], rows.values))
+        with self._drawing_alike():
+            scores = SCORERS[self.negatives](self._critic(), x[:, 0], z)
         weights = None if rows.weights is None else arrange(rows.weights)
         information = bound_information(self.bound, scores, weights)
         surrogate = information.surrogate
@@ -194,8 +205,8 @@ class TraceInfoMax_ELBO(PenalisedELBO):
             )
 
 
-def _scale_gradient(tensor: Tensor, factor: float) -> Tensor:
+def _scale_gradient(tensor: Tensor, factor: float | Tensor) -> Tensor:
     """The tensor itself, with its gradient multiplied: exact forward, whatever the factor."""
-    if factor == 0 or not tensor.requires_grad:
+    if is_number(factor, 0) or not tensor.requires_grad:
         return tensor.detach()
     return tensor + (factor - 1) * (tensor - tensor.detach())

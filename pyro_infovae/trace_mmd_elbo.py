@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import reduce
 from typing import Literal, TypeAlias, get_args
 
 import torch
+from jaxtyping import Float
 from pyro.infer.elbo import ELBO
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from pyro_infovae.kernels import RBF, Kernel
 from pyro_infovae.mmd import mmd_squared, mmd_squared_normal
 from pyro_infovae.penalised_elbo import PenalisedELBO, Regularizer
 from pyro_infovae.rows import Rows, normal_rows
+from pyro_infovae.runs import is_number
 
 Estimator: TypeAlias = Literal["unbiased", "biased", "closed_form"]
 
@@ -52,6 +55,11 @@ class TraceMMD_ELBO(PenalisedELBO):
         regularizer: a further penalty of yours: a function of each group's
             :class:`~pyro_infovae.rows.Rows` (latents, data, weights, N) to a scalar in nats.
         regularizer_weight: the factor on it.
+        gather: whether the penalties see the rows of all ranks of ``torch.distributed``'s default
+            process group, as one process with all of them would: the mean over the ranks of
+            losses and of gradients is that process's. Each rank runs the model on as many rows,
+            in plates of the size of the whole data set, and every rank has to evaluate the loss.
+            Without a process group it changes nothing.
         base: the ELBO that the penalty is added to; by default the closed-form KL where it is
             valid, a sampled one otherwise. Its particle settings are the objective's.
         num_particles: draws per datum of the default base; the penalty pools them.
@@ -60,7 +68,8 @@ class TraceMMD_ELBO(PenalisedELBO):
 
     Raises:
         ValueError: for weights outside the above, an unknown estimator, both ``base`` and particle
-            settings; when used, for ``sites`` that cannot be penalised.
+            settings; when used, for ``sites`` that cannot be penalised, or for ranks that differ in
+            the number of their rows.
 
     References:
         Zhao, Song, Ermon, *InfoVAE: Balancing Learning and Inference in Variational
@@ -85,15 +94,16 @@ class TraceMMD_ELBO(PenalisedELBO):
 
     def __init__(
         self,
-        alpha: float = 0.0,
-        lambd: float = 1000.0,
+        alpha: float | Tensor = 0.0,
+        lambd: float | Tensor = 1000.0,
         kernel: Kernel | None = None,
         *,
         sites: Iterable[str] | None = None,
         estimator: Estimator = "unbiased",
         prior_draws: int = 1,
         regularizer: Regularizer | None = None,
-        regularizer_weight: float = 1.0,
+        regularizer_weight: float | Tensor = 1.0,
+        gather: bool = False,
         base: ELBO | None = None,
         num_particles: int = 1,
         max_plate_nesting: float = math.inf,
@@ -103,6 +113,7 @@ class TraceMMD_ELBO(PenalisedELBO):
             sites=sites,
             regularizer=regularizer,
             regularizer_weight=regularizer_weight,
+            gather=gather,
             base=base,
             num_particles=num_particles,
             max_plate_nesting=max_plate_nesting,
@@ -122,18 +133,18 @@ class TraceMMD_ELBO(PenalisedELBO):
         self.prior_draws = prior_draws
 
     @property
-    def kl_weight(self) -> float:
+    def kl_weight(self) -> float | Tensor:
         """The factor on the KL of the selected latents: 1 - alpha."""
         return 1 - self.alpha
 
     @property
-    def mmd_weight(self) -> float:
+    def mmd_weight(self) -> float | Tensor:
         """The factor on each datum's MMD²: alpha + lambd - 1."""
         return self.alpha + self.lambd - 1
 
     def penalty(self, groups: list[Group]) -> Tensor:
         """N (alpha + lambd - 1) MMD², summed over the groups, in nats."""
-        if self.mmd_weight == 0:
+        if is_number(self.mmd_weight, 0):
             return groups[0].posterior.values.new_zeros(())
         return reduce(torch.add, (self._group_penalty(group) for group in groups))
 
@@ -144,7 +155,7 @@ class TraceMMD_ELBO(PenalisedELBO):
     def _mmd_squared(self, group: Group, posterior: Rows) -> Tensor:
         if self.estimator == "closed_form":
             return self._closed_form(group, posterior)
-        prior = group.prior(self.prior_draws)
+        posterior, prior = self._gathered(posterior, group.prior(self.prior_draws))
         return mmd_squared(
             posterior.values,
             prior.values,
@@ -163,22 +174,28 @@ class TraceMMD_ELBO(PenalisedELBO):
                 "them in sites, or use estimator='unbiased'"
             )
         (name,) = group.names
-        q_loc, q_scale = _normals(group, name, "guide")
-        p_loc, p_scale = _normals(group, name, "model")
+        normals = (
+            replace(posterior, latents={name: _normals(group, name, program)})
+            for program in ("guide", "model")
+        )
+        q, p = self._gathered(*normals)
+        q_loc, q_scale = q.values.chunk(2, dim=-1)
+        p_loc, p_scale = p.values.chunk(2, dim=-1)
         return mmd_squared_normal(
             q_loc,
             q_scale,
             p_loc,
             p_scale,
             self.kernel,
-            x_weights=posterior.weights,
-            y_weights=posterior.weights,
-            num_data=posterior.num_data,
+            x_weights=q.weights,
+            y_weights=p.weights,
+            num_data=q.num_data,
         )
 
 
-def _normals(group: Group, name: str, program: str) -> tuple[Tensor, Tensor]:
-    locs, scales = [], []
+def _normals(group: Group, name: str, program: str) -> Float[Tensor, "rows parameters"]:
+    """The locations of a latent's diagonal normals, and beside them their scales."""
+    parts = []
     for run in group.runs:
         messages = getattr(run, program)
         rows = normal_rows(name, messages, run.guide)
@@ -187,12 +204,11 @@ def _normals(group: Group, name: str, program: str) -> tuple[Tensor, Tensor]:
                 f"estimator='closed_form' needs a diagonal normal at site '{name}'; the {program} "
                 f"has {messages[name]['fn']}: use estimator='unbiased'"
             )
-        locs.append(rows[0])
-        scales.append(rows[1])
-    return torch.cat(locs), torch.cat(scales)
+        parts.append(torch.cat(rows, dim=-1))
+    return torch.cat(parts)
 
 
-def _check_weights(alpha: float, lambd: float) -> None:
+def _check_weights(alpha: float | Tensor, lambd: float | Tensor) -> None:
     if not alpha <= 1:
         raise ValueError(
             f"Expected alpha <= 1; got alpha={alpha}, which would reward the KL without bound"

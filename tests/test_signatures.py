@@ -28,14 +28,23 @@ MODULES = [
     "negatives",
     "flow_parameters",
     *OBJECTIVES,
+    "active_units",
     "aggregated_posterior",
+    "calibration",
     "critic_information",
     "evidence",
     "inference_data",
+    "kl_by_dimension",
+    "mmd_test",
+    "suggested_lambd",
+    "summary",
 ]
+# They take neither tensors nor JAX's arrays.
+COPIES = ["pair_statistics", "progress", "rank_uniformity"]
 
-# NumPyro's objectives find out the nesting themselves, and its runs are stacked into one.
-PYRO_ARGUMENTS = {"max_plate_nesting", "num_rows", "runs", "particles"}
+# NumPyro's objectives find out the nesting themselves, its runs are stacked into one, and under jit
+# they see the rows of all devices.
+PYRO_ARGUMENTS = {"max_plate_nesting", "num_rows", "runs", "particles", "gather"}
 # JAX has neither a random state nor a param store.
 NUMPYRO_ARGUMENTS = {"rng_key", "params"}
 # Each half has its framework's own default.
@@ -93,6 +102,15 @@ def test_both_halves_have_the_same_signatures(name: str) -> None:
         assert arguments(ours[key]) == arguments(function), key
 
 
+@pytest.mark.parametrize("name", COPIES)
+def test_both_halves_have_the_same_text(name: str) -> None:
+    theirs, ours = (
+        inspect.getsource(importlib.import_module(f"{package}.{name}"))
+        for package in ("pyro_infovae", "numpyro_backend")
+    )
+    assert theirs == ours
+
+
 @pytest.mark.parametrize(("module", "name"), OBJECTIVES.items())
 def test_both_halves_have_the_same_methods(module: str, name: str) -> None:
     theirs, ours = (
@@ -102,6 +120,14 @@ def test_both_halves_have_the_same_methods(module: str, name: str) -> None:
     assert theirs.keys() == ours.keys()
     for key, function in theirs.items():
         assert arguments(ours[key]) == arguments(function), key
+
+
+def test_both_halves_have_the_same_diagnostics() -> None:
+    theirs, ours = (
+        importlib.import_module(f"{package}.diagnostics").__all__
+        for package in ("pyro_infovae", "numpyro_backend")
+    )
+    assert theirs == ours
 
 
 def test_both_halves_export_the_same_objectives() -> None:
