@@ -77,6 +77,15 @@ def test_table_is_the_demos() -> None:
         assert f"| {row['objective']} | {' | '.join(cells)} |" in README
 
 
+def test_spread_over_seeds_is_the_demos() -> None:
+    values = {
+        name: [float(r["log_prob"]) for r in read("docs/demo/seeds.csv") if r["objective"] == name]
+        for name in ("hamiltonian", "elbo")
+    }
+    flow, stock = (f"{mean(seeds):.1f} ± {stdev(seeds):.1f}" for seeds in values.values())
+    assert f"over five seeds ({flow} against {stock} under `elbo`" in " ".join(README.split())
+
+
 def test_collapse_table_is_the_demos() -> None:
     formats = {
         "log_prob": "{:.1f}",

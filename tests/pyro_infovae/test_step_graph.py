@@ -1,0 +1,136 @@
+"""Graphs of functions: exact, for any size where they may be, and no longer than needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_infovae.checkpointing import checkpointed_gradient, graphs_kept
+from pyro_infovae.kernels import RBF
+from pyro_infovae.mmd import mmd_squared
+from pyro_infovae.step_graph import StepGraph, trace
+
+Function = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+
+
+def operations(graph: StepGraph) -> list[str]:
+    nodes = graph.module.graph.nodes
+    return [str(node.target) for node in nodes if node.op == "call_function"]
+
+
+def with_gradients(function: Callable[[Tensor, Tensor], Tensor]) -> Function:
+    def both(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
+        value = function(x, y)
+        return value.detach(), *torch.autograd.grad(value, (x, y))
+
+    return both
+
+
+def chained(x: Tensor, y: Tensor) -> Tensor:
+    """Two checkpointed gradients, one of the other."""
+    for _ in range(2):
+        (gradient,), value = checkpointed_gradient(
+            lambda x, y: ((x @ y.T).tanh() ** 2).sum(), (x,), (y,)
+        )
+        x = x - 0.1 * gradient
+    return (x**3).sum() + value
+
+
+def discrepancy(x: Tensor, y: Tensor) -> Tensor:
+    return mmd_squared(x, y, RBF((0.5, 2.0)))
+
+
+def kept(x: Tensor, y: Tensor) -> Tensor:
+    with graphs_kept():
+        return chained(x, y)
+
+
+@pytest.mark.parametrize("function", [chained, kept, discrepancy])
+def test_own_autograd_functions_are_traced_exactly(
+    function: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    step = with_gradients(function)
+    graph = trace(step, torch.rand(2, 6, 3).unbind(), [(False, False)] * 2)
+    x, y = torch.rand(2, 6, 3)
+    for ours, expected in zip(graph((x, y)), step(x, y), strict=True):
+        assert torch.equal(ours, expected)
+
+
+def test_kept_graphs_evaluate_once_and_give_the_same() -> None:
+    x, y = torch.rand(2, 6, 3)
+    for ours, expected in zip(
+        with_gradients(kept)(x, y), with_gradients(chained)(x, y), strict=True
+    ):
+        torch.testing.assert_close(ours, expected)
+    products = [
+        operations(trace(with_gradients(function), (x, y), [(False, False)] * 2)).count(
+            "aten.tanh.default"
+        )
+        for function in (kept, chained)
+    ]
+    assert products == [2, 4]
+
+
+def test_sizes_may_be_open() -> None:
+    graph = trace(lambda x: (x.sum(0) / x.shape[0],), [torch.rand(4, 3)], [(True, False)])
+    x = torch.rand(7, 3)
+    assert graph.admits([x])
+    torch.testing.assert_close(graph([x])[0], x.mean(0))
+    assert not graph.admits([torch.rand(7, 2)])
+
+
+def test_sizes_that_a_function_looks_at_are_not() -> None:
+    graph = trace(lambda x: (x if x.shape[0] < 5 else -x,), [torch.rand(4, 3)], [(True, False)])
+    assert graph.admits([torch.rand(2, 3)])
+    assert not graph.admits([torch.rand(5, 3)])
+    counting = trace(lambda x: (x * len(x),), [torch.rand(4, 3)], [(True, False)])
+    assert counting.admits([torch.rand(4, 3)])
+    assert not counting.admits([torch.rand(5, 3)])
+
+
+def test_tensors_from_elsewhere_are_read_as_they_are() -> None:
+    scale = torch.rand(3)
+    graph = trace(lambda x: (x * scale,), [torch.rand(3)], [(False,)])
+    scale.fill_(2.0)
+    x = torch.rand(3)
+    assert torch.equal(graph([x])[0], 2 * x)
+
+
+def test_what_nobody_reads_is_left_out_but_for_draws_and_writes() -> None:
+    def function(x: Tensor) -> tuple[Tensor]:
+        x.exp().log()
+        torch.rand_like(x)
+        y = x.detach().view(3, 3).expand(3, 3).t().t().clone()
+        y[0].zero_()
+        return (y,)
+
+    graph = trace(function, [torch.rand(3, 3)], [(False, False)])
+    assert operations(graph) == [
+        "aten.rand_like.default",
+        "aten.clone.default",
+        "aten.select.int",
+        "aten.zero_.default",
+    ]
+    x = torch.ones(3, 3)
+    torch.manual_seed(0)
+    (y,) = graph([x])
+    after = torch.rand(())
+    assert y.sum() == 6
+    torch.manual_seed(0)
+    torch.rand(3, 3)
+    assert after == torch.rand(())
+
+
+def test_views_of_an_open_size_are_left_out_too() -> None:
+    graph = trace(
+        lambda x: (x.view(x.shape[0], 3) + x.view(-1, 1, 3)[:, 0],),
+        [torch.rand(4, 3)],
+        [(True, False)],
+    )
+    assert operations(graph).count("aten.view.default") == 1
+    x = torch.rand(5, 3)
+    assert torch.equal(graph([x])[0], 2 * x)
