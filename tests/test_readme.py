@@ -27,13 +27,14 @@ BLOCKS = [
 def test_pyro_blocks_run(capsys: pytest.CaptureFixture[str]) -> None:
     torch.set_default_dtype(torch.float32)
     scripts = [block for block in BLOCKS if "numpyro" not in block]
-    assert len(scripts) == 3
+    assert len(scripts) == 4
     names: dict[str, Any] = {}
     for script in scripts:
         exec(script.replace("range(1000)", "range(3)"), names)
     assert names["loss"] > 0
     assert set(names["better_guide"](names["data"])) == {"z"}
     assert "decoder$$$weight" in pyro.get_param_store()
+    assert len(names["losses"]) == 3
     assert "active_units" in capsys.readouterr().out
     assert names["posterior"].posterior["z"].sizes["draw"] == 1000
 
@@ -116,3 +117,15 @@ def test_numpyro_step_is_the_benchmarks() -> None:
     ratios = re.findall(r"TraceMMD_ELBO \| [\d.]+ \| ([\d.]+)", table)
     assert len(ratios) == 2
     assert f"takes {min(ratios)} to {max(ratios)} times as long" in " ".join(README.split())
+
+
+def test_compiled_steps_are_the_benchmarks() -> None:
+    mmd = (ROOT / "benchmarks/compiled_step.md").read_text(encoding="utf-8").split("| InfoMax")[0]
+    words = " ".join(README.split())
+    for row, claim in (
+        ("CompiledSVI, fused Adam", "takes {} to {} times as long as a loop written by hand in Py"),
+        ("CompiledSVI, fused Adam, inductor", "and {} to {} times with inductor"),
+    ):
+        (line,) = (line for line in mmd.splitlines() if line.startswith(f"| {row} |"))
+        cells = line.split("|")
+        assert claim.format(cells[3].strip(), cells[5].strip()) in words
