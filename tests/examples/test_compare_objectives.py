@@ -205,6 +205,17 @@ GOOD = idx_bytes(np.arange(60, dtype=np.uint8).reshape(3, 4, 5))
         (gzip.compress(GOOD)[:-9], "Cannot read .*images: Compressed file ended"),
         (gzip.compress(GOOD)[:12] + b"\xff" * 30, "Cannot read .*images: "),
     ],
+    ids=[
+        "missing",
+        "empty",
+        "picture",
+        "labels",
+        "no header",
+        "too short",
+        "too long",
+        "cut archive",
+        "damaged archive",
+    ],
 )
 def test_read_idx_says_what_is_wrong(tmp_path: Path, content: bytes | None, match: str) -> None:
     path = tmp_path / "images"
