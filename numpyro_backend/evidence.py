@@ -26,7 +26,6 @@ from numpyro_backend.trace_hamiltonian_elbo import TraceHamiltonian_ELBO
 __all__ = ["Evidence", "log_evidence"]
 
 RELIABLE_PARETO_K = 0.7
-NUMBERS_PER_RUN = 2**23
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,9 +161,8 @@ def log_evidence(
         guide = elbo.refine(model, guide)
     sampler = ImportanceSampler(params, model, guide, args, kwargs)
     layout = sampler.layout(layout_key)
-    size = chunk_size or max(1, NUMBERS_PER_RUN // layout.draw_size)
     keys = jax.random.split(draws_key, num_samples)
-    evidence = Evidence(np.asarray(sampler.log_weights(keys, layout, size)))
+    evidence = Evidence(np.asarray(sampler.log_weights(keys, layout, chunk_size)))
     _warn_if_unreliable(evidence)
     return evidence
 

@@ -16,6 +16,7 @@ from numpyro.distributions import Delta, Distribution, Unit
 from numpyro.primitives import CondIndepStackFrame
 from numpyro.util import not_jax_tracer
 
+from numpyro_backend.draw_chunks import in_chunks
 from numpyro_backend.fresh_draws import Trace, draw_traces, log_prob
 from numpyro_backend.recording import Message
 from numpyro_backend.runs import Program
@@ -71,14 +72,11 @@ class ImportanceSampler:
         return jax.jit(self._layout)(rng_key, self.params)
 
     def log_weights(
-        self, rng_keys: Key[Array, " samples"], layout: Layout, chunk_size: int
+        self, rng_keys: Key[Array, " samples"], layout: Layout, chunk_size: int | None
     ) -> Float[Array, "samples ..."]:
-        """The log weights of a draw for every key, of so many in one run at most."""
-        num_samples = len(rng_keys)
-        num_chunks = math.ceil(num_samples / chunk_size)
-        size = math.ceil(num_samples / num_chunks)
-        # Chunks of one size are compiled once.
-        filled = rng_keys[np.arange(num_chunks * size).reshape(num_chunks, size) % num_samples]
+        """The log weights of a draw for every key, in runs as :func:`in_chunks` has them."""
+        filled = in_chunks(rng_keys, chunk_size, layout.draw_size)
+        size = filled.shape[1]
 
         @jax.jit
         def run(
@@ -101,7 +99,7 @@ class ImportanceSampler:
                     "chunk_size=1 runs them draw by draw"
                 )
             raise
-        return chunks.reshape(-1, *chunks.shape[2:])[:num_samples]
+        return chunks.reshape(-1, *chunks.shape[2:])[: len(rng_keys)]
 
     def _layout(self, rng_key: Key[Array, ""], params: Mapping[str, Any]) -> Layout:
         guide, model = self._traces(rng_key, params)

@@ -18,8 +18,6 @@ from numpyro_backend.trace_hamiltonian_elbo import TraceHamiltonian_ELBO
 
 __all__ = ["to_inference_data"]
 
-NUMBERS_PER_RUN = 2**23
-
 
 def to_inference_data(
     rng_key: Key[Array, ""],
@@ -117,7 +115,7 @@ def to_inference_data(
     with numpyro.validation_enabled(False):
         sampler = PredictiveSampler.of(site_key, params, model, guide, args, kwargs)
         check_names(sampler.axes)
-        size = chunk_size or max(1, NUMBERS_PER_RUN // sampler.draw_size)
-        draws = sampler.draw(jax.random.split(draw_key, num_samples), size).without_masked_rows()
+        keys = jax.random.split(draw_key, num_samples)
+        draws = sampler.draw(keys, chunk_size).without_masked_rows()
     draws.check(sampler.latents)
     return build(arviz, draws, attrs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -17,6 +16,7 @@ from numpyro.distributions import Unit
 
 from numpyro_backend._axes import Axes, num_event_dims
 from numpyro_backend._draws import Draws
+from numpyro_backend.draw_chunks import in_chunks
 from numpyro_backend.recording import Message
 from numpyro_backend.row_weights import mask_of
 from numpyro_backend.runs import Program
@@ -98,20 +98,14 @@ class PredictiveSampler:
         """The numbers in the largest site of a draw."""
         return max(jnp.size(site["value"]) for site in self.sites.values())
 
-    def draw(self, rng_keys: Key[Array, " draws"], chunk_size: int) -> Draws:
-        """A draw for every key, of so many in one run at most."""
-        num_draws = len(rng_keys)
-        num_chunks = math.ceil(num_draws / chunk_size)
-        size = math.ceil(num_draws / num_chunks)
-        # Chunks of one size are compiled once.
-        filled = rng_keys[jnp.arange(num_chunks * size) % num_draws]
+    def draw(self, rng_keys: Key[Array, " draws"], chunk_size: int | None) -> Draws:
+        """A draw for every key, in runs as :func:`in_chunks` has them."""
+        filled = in_chunks(rng_keys, chunk_size, self.draw_size)
+        size = filled.shape[1]
         run = jax.jit(self._draw if size == 1 else jax.vmap(self._draw, in_axes=(0, None)))
         given = {**self.params, **self._minibatch}
         try:
-            parts = [
-                jax.device_get(run(keys[0] if size == 1 else keys, given))
-                for keys in filled.reshape(num_chunks, size, *rng_keys.shape[1:])
-            ]
+            parts = [jax.device_get(run(keys[0] if size == 1 else keys, given)) for keys in filled]
         except Exception as error:
             if size > 1:
                 error.add_note(
@@ -120,7 +114,7 @@ class PredictiveSampler:
                 )
             raise
         join = np.stack if size == 1 else np.concatenate
-        groups, counted = jax.tree.map(lambda *values: join(values)[:num_draws], *parts)
+        groups, counted = jax.tree.map(lambda *values: join(values)[: len(rng_keys)], *parts)
         axes = self.axes
         return Draws(
             # JAX has sorted the names; here they are in the order of the program.

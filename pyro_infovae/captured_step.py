@@ -15,7 +15,7 @@ from pyro.infer.elbo import ELBO
 from torch import Tensor
 
 from pyro_infovae.base_elbo import TensorLoss, has_tensor_loss, tensor_loss
-from pyro_infovae.checkpointing import graphs_kept
+from pyro_infovae.checkpointing import graphs_kept, without_hooks
 from pyro_infovae.observed_step import Observation
 from pyro_infovae.penalised_elbo import PenalisedELBO
 from pyro_infovae.runs import Program
@@ -144,7 +144,8 @@ def capture(
             with (
                 pyro.validation_enabled(False),
                 graphs_kept(),
-                _without_hooks(leaves.values()),
+                # They are called with every step's gradients, not with those of the capture.
+                without_hooks(leaves.values()),
                 StandIns({id(tensor): stand_in for tensor, stand_in in stand_ins}),
             ):
                 loss = _loss(_apart(objective), model, guide, args, kwargs)
@@ -218,16 +219,3 @@ def _put_back(places: Sequence[Place]) -> Iterator[None]:
     finally:
         for place, value in zip(places, before, strict=True):
             place.entries[place.key] = value
-
-
-@contextmanager
-def _without_hooks(leaves: Iterable[Tensor]) -> Iterator[None]:
-    """Hooks are called with every step's gradients, not with those of the capture."""
-    hooked = [(leaf, leaf._backward_hooks) for leaf in leaves if leaf._backward_hooks]
-    try:
-        for leaf, _ in hooked:
-            leaf._backward_hooks = None
-        yield
-    finally:
-        for leaf, hooks in hooked:
-            leaf._backward_hooks = hooks

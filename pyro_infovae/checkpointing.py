@@ -1,6 +1,6 @@
 r"""Gradients that are differentiable again, recomputed in backward instead of kept."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-__all__ = ["checkpointed_gradient", "graphs_kept"]
+__all__ = ["checkpointed_gradient", "graphs_kept", "without_hooks"]
 
 Function = Callable[..., Tensor]
 
@@ -126,7 +126,8 @@ class _Recomputed(torch.autograd.Function):
         arguments = ctx.saved_tensors[:num_arguments]
         leaves = ctx.saved_tensors[num_arguments:]
         needed = ctx.needs_input_grad[2:]
-        with torch.enable_grad(), _replayed(random_state), _without_hooks(leaves):
+        # Hooks of leaves are for the sum of their gradients, not for each part of it.
+        with torch.enable_grad(), _replayed(random_state), without_hooks(leaves):
             first_node = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
             # Detached, so that nothing flows back from one argument to another.
             own = tuple(
@@ -194,8 +195,8 @@ def _replayed(random_state: _RandomState) -> Iterator[None]:
 
 
 @contextmanager
-def _without_hooks(leaves: Sequence[Tensor]) -> Iterator[None]:
-    """Hooks of leaves are for the sum of their gradients, not for each part of it."""
+def without_hooks(leaves: Iterable[Tensor]) -> Iterator[None]:
+    """Leave the leaves' hooks uncalled."""
     hooked = [(leaf, leaf._backward_hooks) for leaf in leaves if leaf._backward_hooks]
     try:
         for leaf, _ in hooked:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +15,7 @@ from jaxtyping import Float
 from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
+from pyro_infovae.draw_chunks import chunk_sizes
 from pyro_infovae.importance_weights import ImportanceSampler
 from pyro_infovae.runs import Program
 from pyro_infovae.trace_hamiltonian_elbo import TraceHamiltonian_ELBO
@@ -23,7 +23,6 @@ from pyro_infovae.trace_hamiltonian_elbo import TraceHamiltonian_ELBO
 __all__ = ["Evidence", "log_evidence"]
 
 RELIABLE_PARETO_K = 0.7
-NUMBERS_PER_RUN = 2**23
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,15 +145,10 @@ def log_evidence(
     store = pyro.get_param_store()
     with torch.no_grad(), store.scope(store.get_state()):
         sampler = ImportanceSampler.of(model, guide, args, kwargs)
-        size = chunk_size or max(1, NUMBERS_PER_RUN // sampler.draw_size)
-        evidence = Evidence(torch.cat([sampler.log_weights(n) for n in _chunks(num_samples, size)]))
+        sizes = chunk_sizes(num_samples, chunk_size, sampler.draw_size)
+        evidence = Evidence(torch.cat([sampler.log_weights(size) for size in sizes]))
     _warn_if_unreliable(evidence)
     return evidence
-
-
-def _chunks(total: int, size: int) -> Iterator[int]:
-    for start in range(0, total, size):
-        yield min(size, total - start)
 
 
 def _pareto_k(log_weights: Float[Tensor, " samples"]) -> float:

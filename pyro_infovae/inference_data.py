@@ -8,14 +8,13 @@ from pyro.infer import ELBO
 
 from pyro_infovae._arviz import build, check_names, describe, load_arviz
 from pyro_infovae._draws import Draws
+from pyro_infovae.draw_chunks import chunk_sizes
 from pyro_infovae.fresh_draws import parameters_untouched
 from pyro_infovae.predictive_draws import PredictiveSampler
 from pyro_infovae.runs import Program
 from pyro_infovae.trace_hamiltonian_elbo import TraceHamiltonian_ELBO
 
 __all__ = ["to_inference_data"]
-
-NUMBERS_PER_RUN = 2**23
 
 
 def to_inference_data(
@@ -108,8 +107,7 @@ def to_inference_data(
             guide = refine.refine(model, guide)
         sampler = PredictiveSampler.of(model, guide, args, kwargs)
         check_names(sampler.axes)
-        size = chunk_size or max(1, NUMBERS_PER_RUN // sampler.draw_size)
-        sizes = [min(size, num_samples - start) for start in range(0, num_samples, size)]
-        draws = Draws.join([sampler.draw(n) for n in sizes]).without_masked_rows()
+        sizes = chunk_sizes(num_samples, chunk_size, sampler.draw_size)
+        draws = Draws.join([sampler.draw(size) for size in sizes]).without_masked_rows()
     draws.check(sampler.latents)
     return build(arviz, draws, attrs)

@@ -11,7 +11,6 @@ import pyro
 import torch
 from jaxtyping import Shaped
 from pyro import poutine
-from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from pyro.poutine import Trace
 from pyro.poutine.runtime import Message
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from pyro_infovae._axes import Axes, num_event_dims
 from pyro_infovae._draws import Arrays, Draws
+from pyro_infovae.row_weights import masks_of
 from pyro_infovae.runs import Program
 from pyro_infovae.sites import PARTICLE_PLATE, Messages, full_size, is_data, is_latent
 
@@ -213,14 +213,9 @@ def _log_prob(site: Message) -> Tensor:
 
 def _counted(site: Message) -> Tensor:
     """Whether a row of a site is not masked."""
-    fn, masks = site["fn"], [site["mask"]]
-    while isinstance(fn, MaskedDistribution | ExpandedDistribution):
-        masks.append(getattr(fn, "_mask", None))
-        fn = fn.base_dist
     counted = torch.ones(site["fn"].batch_shape, dtype=torch.bool, device=site["value"].device)
-    for mask in masks:
-        if mask is not None:
-            counted = counted & torch.as_tensor(mask, device=counted.device)
+    for mask in masks_of(site):
+        counted = counted & mask
     return counted
 
 

@@ -55,18 +55,24 @@ def row_weights(
 
 
 def _masks(msg: Message) -> list[Tensor]:
-    """The masks of a site that are not trivially true: its context's and its distribution's."""
-    masks = [msg["mask"]]
+    """The masks of a site, of whole rows."""
     fn = msg["fn"]
     while isinstance(fn, MaskedDistribution | ExpandedDistribution):
-        masks.append(getattr(fn, "_mask", None))
         fn = fn.base_dist
     if isinstance(fn, Independent) and isinstance(fn.base_dist, MaskedDistribution):
         raise ValueError(
             f"Site '{msg['name']}' masks single features of its rows: call .mask() after "
             ".to_event(), so that whole rows are masked"
         )
-    device = msg["value"].device
+    return masks_of(msg)
+
+
+def masks_of(msg: Message) -> list[Tensor]:
+    """The masks of a site that are not trivially true: its context's and its distribution's."""
+    masks, fn, device = [msg["mask"]], msg["fn"], msg["value"].device
+    while isinstance(fn, MaskedDistribution | ExpandedDistribution):
+        masks.append(getattr(fn, "_mask", None))
+        fn = fn.base_dist
     return [
         torch.as_tensor(mask, device=device)
         for mask in masks
