@@ -1,0 +1,1 @@
+"""What the reproductions share: their options, their finished runs, their pages."""
