@@ -8,7 +8,7 @@ TEST_ARGS ?=
 # The networks here are too small to gain from threads, which wait for each other on a busy machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/compare_objectives.py $(DEMO_ARGS)
@@ -21,6 +21,9 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -W --keep-going -b html docs build/docs
+
 # torch first and by itself: a plain "torch" elsewhere may resolve to a build with CUDA.
 $(VENV)/.torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -32,7 +35,11 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.test: $(VENV)/.torch pyproject.toml
-	$(PIP) --editable '.[arviz,demo,numpyro,test]'
+	$(PIP) --editable '.[arviz,demo,lightning,numpyro,test]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable '.[arviz,docs,numpyro]'
 	touch $@
 
 clean:
