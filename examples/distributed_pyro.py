@@ -69,13 +69,27 @@ class Guide(nn.Module):
         self.vae.guide(images, rows)
 
 
-def build(options: argparse.Namespace) -> nn.Module:
+def build(objective: str, *, seed: int) -> nn.Module:
     """Model, guide and objective as one module whose call is the loss."""
     pyro.clear_param_store()
-    torch.manual_seed(options.seed)
+    torch.manual_seed(seed)
     decoder = Decoder(pixels=PIXELS, latent_dim=LATENT_DIM)
     vae = VAE(decoder, pixels=PIXELS, levels=LEVELS, latent_dim=LATENT_DIM)
-    return OBJECTIVES[options.objective]()(Model(vae), Guide(vae))
+    return OBJECTIVES[objective]()(Model(vae), Guide(vae))
+
+
+def noise_seed(seed: int, *, epoch: int, rank: int) -> int:
+    """The seed of a rank's noise in an epoch, so that a restart needs no more than the epoch."""
+    return int(np.random.default_rng((seed, epoch, rank)).integers(2**63))
+
+
+def print_side_by_side(
+    alone: Sequence[float], together: Sequence[float], *, processes: int
+) -> None:
+    """Print the loss of every epoch."""
+    print(f"\nepoch   1 process   {processes} processes   (nats per image)")
+    for epoch, (one, several) in enumerate(zip(alone, together, strict=False), start=1):
+        print(f"{epoch:5}   {one:9.4f}   {several:11.4f}")
 
 
 def train(options: argparse.Namespace, *, checkpoint: Path | None) -> list[float]:
@@ -84,7 +98,7 @@ def train(options: argparse.Namespace, *, checkpoint: Path | None) -> list[float
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     images = load("digits", data_dir=None, seed=options.seed).train_images
     images = torch.as_tensor(images, device=device)
-    module = build(options).to(device)
+    module = build(options.objective, seed=options.seed).to(device)
     optimiser = torch.optim.Adam(module.parameters(), lr=1e-3)
     losses: list[float] = []
     if options.resume and checkpoint is not None and checkpoint.exists():
@@ -95,10 +109,9 @@ def train(options: argparse.Namespace, *, checkpoint: Path | None) -> list[float
     objective = DistributedDataParallel(module) if world > 1 else module
 
     for epoch in range(len(losses), options.epochs):
-        # The order of the data is that of every rank, the noise is not; so a restart needs no
-        # more than the number of the epoch.
+        # The order of the data is that of every rank, the noise is not.
         order = np.random.default_rng((options.seed, epoch)).permutation(len(images))
-        torch.manual_seed(int(np.random.default_rng((options.seed, epoch, rank)).integers(2**63)))
+        torch.manual_seed(noise_seed(options.seed, epoch=epoch, rank=rank))
         # Every rank has as many rows: the last images of an order that do not fill a minibatch
         # are left to other epochs.
         share = BATCH_SIZE // world
@@ -160,14 +173,14 @@ def run_simulated_rank(rank: int, options: argparse.Namespace, store: str) -> No
 
 def simulate(options: argparse.Namespace) -> None:
     """Train alone, then with several processes; print the losses side by side."""
+    if torch.cuda.device_count() < options.simulate:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a GPU for every process, or for none
     alone = train(options, checkpoint=None)
     with TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")
         multiprocessing.spawn(run_simulated_rank, (options, store), nprocs=options.simulate)
     together = torch.load(options.checkpoint, weights_only=True)["losses"]
-    print(f"\nepoch   1 process   {options.simulate} processes   (nats per image)")
-    for epoch, (one, several) in enumerate(zip(alone, together, strict=False), start=1):
-        print(f"{epoch:5}   {one:9.4f}   {several:11.4f}")
+    print_side_by_side(alone, together, processes=options.simulate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

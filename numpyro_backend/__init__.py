@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """InfoVAE, InfoMax and Hamiltonian objectives for NumPyro's SVI."""
 
 from numpyro_backend.critics import ConcatCritic as ConcatCritic

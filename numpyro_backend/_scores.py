@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Means of critic scores: weighted, blind to masked entries, safe from overflow."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The ELBO below a penalty: the default one, and the scored run of any together with its loss."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 r"""Gradients that are differentiable again, recomputed in backward instead of kept."""
 
 from collections.abc import Callable, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Data and their codes, in batches that a critic is trained and evaluated on."""
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from jaxtyping import Bool, Float, Int, Key, Shaped
 from numpyro_backend.critic_data import DataSource, critic_data
 from numpyro_backend.data_runs import counts_of
 from numpyro_backend.fresh_draws import FreshDraws, datum_of_rows
+
+_MAX_RUNS = 100
 
 
 class CodedRows(NamedTuple):
@@ -69,10 +72,10 @@ class DataPart:
     rng: np.random.Generator
 
     def draw_kept(self) -> CodedRows:
-        """The rows of one run that are of this part, and are not masked.
+        """The rows of a run that are of this part, and are not masked: 2 at least.
 
         Raises:
-            ValueError: for fewer than 2.
+            ValueError: for fewer in every run.
         """
         rows, index = self._draw()
         return jax.tree.map(lambda part: np.asarray(part)[index], rows)
@@ -89,14 +92,16 @@ class DataPart:
                     yield _take(rows, filled, np.arange(size) < len(index))
 
     def _draw(self) -> tuple[CodedRows, Int[np.ndarray, " kept"]]:
-        rows = self.draw(jax.random.key(self.rng.integers(2**32)))
-        kept = np.flatnonzero(self.kept[np.asarray(rows.datum)] & np.asarray(rows.counts))
-        if len(kept) < 2:
-            raise ValueError(
-                f"{self.asker} takes at least 2 rows of each run to train the critic on, and 2 to "
-                f"evaluate it on; got {len(kept)}: use more data, or a larger minibatch"
-            )
-        return rows, kept
+        """The rows of a run, which may draw a minibatch without any, that has 2 at least."""
+        for _ in range(_MAX_RUNS):
+            rows = self.draw(jax.random.key(self.rng.integers(2**32)))
+            kept = np.flatnonzero(self.kept[np.asarray(rows.datum)] & np.asarray(rows.counts))
+            if len(kept) > 1:
+                return rows, kept
+        raise ValueError(
+            f"{self.asker} takes at least 2 rows of each run to train the critic on, and 2 to "
+            f"evaluate it on; got {len(kept)}: use more data, or a larger minibatch"
+        )
 
 
 @jax.jit

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the code knows of the data, from a critic trained for the question."""
 
 from __future__ import annotations
@@ -83,8 +84,8 @@ def mutual_information(
         *args: positional arguments of both.
         critic: an untrained critic: one of :mod:`numpyro_backend.critics`, a module of flax.linen,
             flax.nnx or equinox, or an object with ``init(rng_key)`` and ``bind(params)``; by
-            default a :class:`ConcatCritic` of two layers of 64 units, on standardised data and
-            codes.
+            default a :class:`~numpyro_backend.critics.ConcatCritic` of two layers of 64 units, on
+            standardised data and codes.
         bound: a bound of :mod:`numpyro_backend.mutual_information`, by name, or a function like
             them.
         num_steps: steps of Adam.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The parameters of a critic, apart from it: drawn before training, and given back to score with.
 
 NumPyro keeps every parameter beside the network that uses it. The libraries that critics come from

@@ -1,7 +1,8 @@
+# SPDX-License-Identifier: MIT
 r"""Critics: networks that score how well a code belongs to a datum.
 
-A critic takes x as (rows, *event) and z as (rows, features) and returns (rows,) scores T(x, z). Any
-function critic(x, z) that does so serves: an equinox or flax.nnx module, or
+A critic takes x as (rows, \*event) and z as (rows, features) and returns (rows,) scores T(x, z).
+Any function critic(x, z) that does so serves: an equinox or flax.nnx module, or
 `functools.partial(module.apply, variables)` of a flax.linen one. `ConcatCritic` and
 `SeparableCritic` are two that are ready and need no such library: `init` draws their parameters,
 `apply` scores with them, and `bind` makes a function critic(x, z) of both. `score_all_pairs` scores
@@ -245,15 +246,15 @@ def score_all_pairs(
     *,
     block_rows: int = BLOCK_ROWS,
 ) -> Float[Array, " n m"]:
-    """Score every x with every z.
+    r"""Score every x with every z.
 
     A critic with a method `all_pairs(x, z)` does it its own way. Any other is called on blocks of
     pairs, whose inner values are computed again in the backward pass, so that memory stays bounded
     by one block; a bound `ConcatCritic` computes its encoders and first layer only once per row.
 
     Args:
-        critic: function that maps (rows, *event) and (rows, features) to (rows,) scores.
-        x: data, shape (n, *event).
+        critic: function that maps (rows, \*event) and (rows, features) to (rows,) scores.
+        x: data, shape (n, \*event).
         z: codes, shape (m, features).
         block_rows: most pairs in one block.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a diagnostic asks of the latents of a model and guide, before it draws any."""
 
 from __future__ import annotations

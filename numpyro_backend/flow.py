@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The posterior that a Hamiltonian flow follows: a model's log joint in unconstrained space."""
 
 from __future__ import annotations

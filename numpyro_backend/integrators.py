@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 r"""NumPyro's velocity Verlet integrator, chained into a tempered flow."""
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Kernels between the rows of two arrays, and the conventions met in other libraries."""
 
 import math

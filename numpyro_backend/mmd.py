@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Estimators of the squared maximum mean discrepancy between two sets of rows."""
 
 from typing import Literal, get_args

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Does q(z) match p(z)? A permutation test."""
 
 from __future__ import annotations
@@ -161,5 +162,5 @@ def pair_contrasts(
     xx, yy, xy = kernel(x, x), kernel(y, y), kernel(x, y)
     for pairs in (xx, yy, xy):
         if pairs.shape != (n, n):
-            raise ValueError(f"Expected kernel(x, y) of shape {(n, n)}; got {tuple(pairs.shape)}.")
+            raise ValueError(f"Expected kernel(x, y) of shape {(n, n)}; got {tuple(pairs.shape)}")
     return jnp.fill_diagonal(xx + yy - xy - xy.T, 0.0, inplace=False)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A model that also declares the parameters of a critic, for SVI to find and train them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 r"""Estimates of mutual information from a critic's scores.
 
 .. math:: I(x; z) = E_{p(x, z)} \log \frac{p(x, z)}{p(x)\, p(z)} \quad \text{nats}
@@ -6,15 +7,15 @@ A critic :math:`T(x, z)` scores rows of the joint distribution (each x with its 
 product of the marginals (x with other rows' codes). A bound turns both sets of scores into an
 `estimate` of I, to report, and a `surrogate`, to maximise in the critic and in the encoder:
 
-=========  ===================================  ==================  =================
-bound      estimate                             at most             spread
-=========  ===================================  ==================  =================
-`nwj`      lower bound in expectation                               large, as e^I
-`dv`       lower bound, plus a small-batch bias                     large, as e^I
-`infonce`  lower bound in expectation           log(negatives + 1)  small
-`js`       as `nwj`, of a steadier critic                           large, as e^I
-`smile`    no bound                                                 small, by clipping
-=========  ===================================  ==================  =================
+=========  ====================================  ==================  =================
+bound      estimate                              at most             spread
+=========  ====================================  ==================  =================
+`nwj`      lower bound in expectation                                large, as e^I
+`dv`       lower bound, plus a small-batch bias                      large, as e^I
+`infonce`  lower bound in expectation            log(negatives + 1)  small
+`js`       as `nwj`, of a steadier critic                            large, as e^I
+`smile`    no bound                                                  small, by clipping
+=========  ====================================  ==================  =================
 
 Scores have shape (rows,) for the joint and any shape for the marginals; only `infonce` needs them
 row by row. Weights have the shapes of the scores and are 1 if not given; a weight w counts as w

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A handler that records the sites of a program."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A guide whose latents have been moved towards the posterior by a tempered Hamiltonian flow."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How much each row counts: nothing where it is masked."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """NumPyro's SVI for objectives that have parameters of their own."""
 
 from __future__ import annotations

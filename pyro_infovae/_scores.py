@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Means of critic scores: weighted, blind to masked entries, safe from overflow."""
 
 import math
@@ -6,6 +7,8 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
+
+from pyro_infovae.full_precision import raised
 
 # exp goes on linearly above e^20. A calibrated critic scores a marginal row that high once in e^20
 # (5e8) rows; and this slope times N = 1e5, squared by Adam, stays far inside float32.
@@ -45,13 +48,17 @@ def masked_scores(
     joint_weights: Shaped[Tensor, " rows"] | None,
     marginal_weights: Shaped[Tensor, " *marginal"] | None,
 ) -> Scores:
-    """Check shapes; drop what has weight 0, even inf and nan, or everything if a side is empty."""
+    """Check shapes; drop what has weight 0, even inf and nan, or everything if a side is empty.
+
+    The scores are raised to float32 at least.
+    """
     if joint.ndim != 1:
         raise ValueError(
             f"Expected joint of shape (rows,); got {tuple(joint.shape)}: one score per row"
         )
     _check_weights("joint", joint, joint_weights)
     _check_weights("marginal", marginal, marginal_weights)
+    joint, marginal = raised(joint), raised(marginal)
     if joint_weights is None and marginal_weights is None:
         return Scores(joint, marginal, None, None)
     joint_weights = _dense_weights(joint, joint_weights)

@@ -1,7 +1,8 @@
+# SPDX-License-Identifier: MIT
 r"""Gradients that are differentiable again, recomputed in backward instead of kept."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -9,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import get_device_states, set_device_states
+
+from pyro_infovae.full_precision import autocast_of_now
 
 __all__ = ["checkpointed_gradient", "graphs_kept", "without_hooks"]
 
@@ -32,8 +35,9 @@ def checkpointed_gradient(
     Hence a chain of gradients takes the memory of one.
 
     f is a black box, called once now and once in backward. It must give the same result both times,
-    whatever is active around the call; random numbers that it draws are replayed. Derivatives are
-    partial: an argument that was computed from another one counts as independent of it.
+    whatever is active around the call; random numbers that it draws are replayed, and so is
+    autocast, which backward is usually outside of. Derivatives are partial: an argument that was
+    computed from another one counts as independent of it.
 
     Works under ``torch.no_grad()``, where nothing is kept. The result can be differentiated once.
 
@@ -61,8 +65,9 @@ def checkpointed_gradient(
         tensor(6.)
     """
     random_state = _random_state(inputs)
+    autocast = autocast_of_now(inputs)
     keep_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
+    with torch.enable_grad(), autocast():
         first_node = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         own = (
             *(x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in inputs),
@@ -81,7 +86,7 @@ def checkpointed_gradient(
         )
     if leaves is None:
         return gradients, value
-    call = _Call(function, len(inputs), len(own), random_state)
+    call = _Call(function, len(inputs), len(own), random_state, autocast)
     outputs = (*gradients, value.detach())
     *gradients, value = _Recomputed.apply(call, outputs, *inputs, *captured, *leaves)  # type: ignore[no-untyped-call]
     return tuple(gradients), value
@@ -102,6 +107,7 @@ class _Call(NamedTuple):
     num_inputs: int
     num_arguments: int
     random_state: "_RandomState"
+    autocast: Callable[[], AbstractContextManager[object]]
 
 
 class _Recomputed(torch.autograd.Function):
@@ -122,12 +128,12 @@ class _Recomputed(torch.autograd.Function):
             raise RuntimeError(
                 "Expected create_graph=False: a checkpointed gradient can be differentiated once"
             )
-        function, num_inputs, num_arguments, random_state = ctx.call
+        function, num_inputs, num_arguments, random_state, autocast = ctx.call
         arguments = ctx.saved_tensors[:num_arguments]
         leaves = ctx.saved_tensors[num_arguments:]
         needed = ctx.needs_input_grad[2:]
         # Hooks of leaves are for the sum of their gradients, not for each part of it.
-        with torch.enable_grad(), _replayed(random_state), without_hooks(leaves):
+        with torch.enable_grad(), _replayed(random_state), autocast(), without_hooks(leaves):
             first_node = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
             # Detached, so that nothing flows back from one argument to another.
             own = tuple(

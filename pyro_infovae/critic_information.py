@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the code knows of the data, from a critic trained for the question."""
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pyro_infovae.runs import Program
 _ASKER = "mutual_information"
 _GROUPS = 20
 _MAX_GRADIENT_NORM = 1.0
+_MAX_RUNS = 100
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,9 @@ def mutual_information(
         model: the model.
         guide: the guide.
         *args: positional arguments of both.
-        critic: an untrained critic, of which a copy is trained; by default a :class:`ConcatCritic`
-            of two layers of 64 units, on standardised data and codes.
+        critic: an untrained critic, of which a copy is trained; by default a
+            :class:`~pyro_infovae.critics.ConcatCritic` of two layers of 64 units, on standardised
+            data and codes.
         bound: a bound of :mod:`pyro_infovae.mutual_information`, by name, or a function like them.
         num_steps: steps of Adam.
         learning_rate: its learning rate.
@@ -172,6 +175,17 @@ class _Part:
     kept: Bool[Tensor, " data"]
 
     def draw(self) -> _Rows:
+        """The rows of a run, which may draw a minibatch without any, that has 2 at least."""
+        for _ in range(_MAX_RUNS):
+            rows = self._draw()
+            if len(rows.z) > 1:
+                return rows
+        raise ValueError(
+            f"{_ASKER} takes at least 2 rows of each run to train the critic on, and 2 to "
+            f"evaluate it on; got {len(rows.z)}: use more data, or a larger minibatch"
+        )
+
+    def _draw(self) -> _Rows:
         """One run's rows of this part that are not masked."""
         group = self.draws.draw()
         rows = group.posterior
@@ -180,11 +194,6 @@ class _Part:
         kept = self.kept.to(drawn.datum.device)[drawn.datum]
         if rows.weights is not None:
             kept = kept & (rows.weights > 0)
-        if kept.sum() < 2:
-            raise ValueError(
-                f"{_ASKER} takes at least 2 rows of each run to train the critic on, and 2 to "
-                f"evaluate it on; got {int(kept.sum())}: use more data, or a larger minibatch"
-            )
         return drawn.take(kept)
 
     def batches(self, batch_size: int) -> Iterator[_Rows]:

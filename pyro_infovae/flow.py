@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The posterior that a Hamiltonian flow follows: a model's log joint in unconstrained space."""
 
 from __future__ import annotations
@@ -5,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import pyro
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to
 
 from pyro_infovae.checkpointing import checkpointed_gradient
+from pyro_infovae.full_precision import raised
 from pyro_infovae.runs import Program, leaving_when
 from pyro_infovae.sites import full_size, is_latent
 
@@ -51,6 +53,8 @@ class Posterior:
     a site is divided by the subsample factors of its plates, so that every datum is moved by its
     own posterior and not by a power of it.
 
+    Positions are in float32 at least, in which small steps are not lost.
+
     Attributes:
         model: the user's model.
         args: its positional arguments.
@@ -58,6 +62,7 @@ class Posterior:
         given: the values of the other latents and of the minibatches, by site name.
         plates: for each flowing site the plates it is in, by site name.
         outer: the plates around the whole program.
+        dtypes: of the flowing sites in the model, by site name, where their positions have another.
     """
 
     model: Program
@@ -66,10 +71,11 @@ class Posterior:
     given: Values
     plates: Mapping[str, tuple[CondIndepStackFrame, ...]]
     outer: tuple[CondIndepStackFrame, ...]
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     def unconstrain(self, values: Values) -> Placed:
         """The positions of the given values."""
-        return self._place(values, lambda name, transform: transform.inv(values[name]))
+        return self._place(values, lambda name, transform: transform.inv(raised(values[name])))
 
     def constrain(self, positions: Values) -> Placed:
         """The values at the given positions."""
@@ -148,9 +154,9 @@ class _Placing(Messenger):
             z = transform(u)
             density = transform.log_abs_det_jacobian(u, z)
             batch_dim = z.dim() - msg["fn"].event_dim
-            self.unconstrained[name], self.constrained[name] = u, z
+            msg["value"] = z.to(self.posterior.dtypes.get(name, z.dtype))
+            self.unconstrained[name], self.constrained[name] = u, msg["value"]
             self.log_jacobian[name] = sum_rightmost(density, density.dim() - batch_dim)
-            msg["value"] = z
             msg["done"] = True
         elif name in self.given:
             msg["value"] = self.given[name]

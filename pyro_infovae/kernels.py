@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Kernels between the rows of two arrays, and the conventions met in other libraries."""
 
 import math
@@ -11,6 +12,8 @@ from typing import Self, final
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from pyro_infovae.full_precision import full_precision
 
 Kernel = Callable[[Float[Tensor, "n d"], Float[Tensor, "m d"]], Float[Tensor, "n m"]]
 """Any function of two sets of rows that returns the matrix of their pairs."""
@@ -229,12 +232,14 @@ def rbf_lengthscales(kernel: Kernel, num_features: int) -> tuple[float, ...]:
 def squared_distances(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
     r"""Return :math:`\|x_i - y_j\|^2` for all pairs, by one matrix product.
 
-    The rows are centred first: the product loses the digits that a common offset takes up.
+    The rows are centred first: the product loses the digits that a common offset takes up. It is
+    in float32 at least, under autocast too.
     """
-    centre = y.detach().mean(0)
-    x, y = x - centre, y - centre
-    distances = torch.addmm((y * y).sum(1), x, y.T, alpha=-2) + (x * x).sum(1, keepdim=True)
-    return distances.clamp(min=0)
+    with full_precision(x, y) as (x, y):
+        centre = y.detach().mean(0)
+        x, y = x - centre, y - centre
+        distances = torch.addmm((y * y).sum(1), x, y.T, alpha=-2) + (x * x).sum(1, keepdim=True)
+        return distances.clamp(min=0)
 
 
 def _positive(

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 r"""Estimates of mutual information from a critic's scores.
 
 .. math:: I(x; z) = E_{p(x, z)} \log \frac{p(x, z)}{p(x)\, p(z)} \quad \text{nats}
@@ -6,20 +7,21 @@ A critic :math:`T(x, z)` scores rows of the joint distribution (each x with its 
 product of the marginals (x with other rows' codes). A bound turns both sets of scores into an
 `estimate` of I, to report, and a `surrogate`, to maximise in the critic and in the encoder:
 
-=========  ===================================  ==================  =================
-bound      estimate                             at most             spread
-=========  ===================================  ==================  =================
-`nwj`      lower bound in expectation                               large, as e^I
-`dv`       lower bound, plus a small-batch bias                     large, as e^I
-`infonce`  lower bound in expectation           log(negatives + 1)  small
-`js`       as `nwj`, of a steadier critic                           large, as e^I
-`smile`    no bound                                                 small, by clipping
-=========  ===================================  ==================  =================
+=========  ====================================  ==================  =================
+bound      estimate                              at most             spread
+=========  ====================================  ==================  =================
+`nwj`      lower bound in expectation                                large, as e^I
+`dv`       lower bound, plus a small-batch bias                      large, as e^I
+`infonce`  lower bound in expectation            log(negatives + 1)  small
+`js`       as `nwj`, of a steadier critic                            large, as e^I
+`smile`    no bound                                                  small, by clipping
+=========  ====================================  ==================  =================
 
 Scores have shape (rows,) for the joint and any shape for the marginals; only `infonce` needs them
 row by row. Weights have the shapes of the scores and are 1 if not given; a weight w counts as w
 copies of its entry, and weight 0 (a masked row) for nothing, whatever the score. Where all of
-one side is masked nothing can be told: estimate and surrogate are 0, with gradient 0.
+one side is masked nothing can be told: estimate and surrogate are 0, with gradient 0. Scores in
+half precision, whose exponentials overflow or are coarse, are raised to float32.
 """
 
 import math
@@ -32,6 +34,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pyro_infovae._scores import Scores, log_weights, masked_scores, weighted_mean
+from pyro_infovae.full_precision import raised
 
 
 class MutualInformationEstimate(NamedTuple):
@@ -93,7 +96,7 @@ def nwj(
         >>> round(float(nwj(joint, marginal).estimate), 4)
         1.8161
     """
-    scores = masked_scores(joint - 1, marginal - 1, joint_weights, marginal_weights)
+    scores = masked_scores(raised(joint) - 1, raised(marginal) - 1, joint_weights, marginal_weights)
     value = _nwj_of_log_ratio(scores)
     return MutualInformationEstimate(value, value)
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A guide whose latents have been moved towards the posterior by a tempered Hamiltonian flow."""
 
 from __future__ import annotations
@@ -107,11 +108,12 @@ class RefinedGuide:
             given=initial.given,
             plates={name: site.plates for name, site in initial.flowing.items()},
             outer=initial.outer,
+            dtypes={name: site.value.dtype for name, site in initial.flowing.items()},
         )
         start = posterior.unconstrain({name: site.value for name, site in initial.flowing.items()})
         beta_0 = settings.inverse_temperatures[0]
         rho_0 = {
-            name: torch.randn_like(u) * beta_0.rsqrt().to(u)
+            name: torch.randn_like(u) * beta_0.to(u).rsqrt()
             for name, u in start.unconstrained.items()
         }
         u_end, rho_end, _ = tempered_leapfrog(

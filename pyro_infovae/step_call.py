@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a step is called with: tensors that may change, and everything else, which may not."""
 
 from __future__ import annotations
@@ -97,7 +98,9 @@ def take_apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         is_tensor=tuple(isinstance(leaf, Tensor) for leaf in leaves),
         modes=(
             torch.get_default_dtype(),
-            torch.is_autocast_enabled("cpu"),
-            torch.is_autocast_enabled("cuda"),
+            *(
+                torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+                for kind in ("cpu", "cuda")
+            ),
         ),
     )

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Whether a captured step computes what Pyro's own step does."""
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def check_agreement(captured: CapturedStep, outputs: Outputs, observation: Obser
                 f"one; Pyro's has {state}: {_CAUSE}"
             )
     given = {name: gradient for name, gradient in theirs.items() if gradient is not None}
-    single = torch.finfo(torch.float32).eps
-    rounding = max((torch.finfo(g.dtype).eps for g in given.values()), default=single) ** 0.5
+    # Autocast keeps a weight's cast, so that Pyro's step adds up its gradients in half precision.
+    rounding = max(torch.finfo(dtype).eps for dtype in captured.graph.dtypes) ** 0.5
     # Where all gradients vanish, what is left are rounding errors of the loss.
     scale = max([rounding * abs(observation.loss), *map(_largest, given.values())])
     for name, gradient in given.items():

@@ -489,6 +489,13 @@ class TestMutualInformation:
         report = mutual_information(jax.random.key(0), params, *case[:2], *case.args, **settings)
         assert report.estimate < 0
 
+    def test_minibatches_with_too_few_rows_of_a_part_are_left_out(self) -> None:
+        """Of 3 rows at random, 2 or more are held out in half the minibatches."""
+        case = correlated(programs.data(2000, 1), information=0.5, batch=3)
+        report = information_of(case, critic=Exact(0.5, 1), num_steps=3, num_samples=1000)
+        assert report.estimate == pytest.approx(0.5, abs=4 * report.standard_error)
+        assert report.standard_error < 0.1
+
     def test_the_same_key_gives_the_same_report(self) -> None:
         case = correlated(programs.data(40, 1), information=0.5, batch=20)
         first, second = (

@@ -330,6 +330,15 @@ class TestMutualInformation:
         assert report.estimate == pytest.approx(1.0, abs=4 * report.standard_error + 0.02)
         assert report.standard_error < 0.06
 
+    def test_minibatches_with_too_few_rows_of_a_part_are_left_out(self) -> None:
+        """Of 3 rows at random, 2 or more are held out in half the minibatches."""
+        case = correlated(programs.data(2000, 1), information=0.5, batch=3)
+        report = mutual_information(
+            *case[:2], *case.args, critic=Exact(0.5, 1), num_steps=3, num_samples=1000
+        )
+        assert report.estimate == pytest.approx(0.5, abs=4 * report.standard_error)
+        assert report.standard_error < 0.1
+
     def test_standard_errors_are_the_spread_over_data_sets(self) -> None:
         reports = []
         for seed in range(40):

@@ -460,19 +460,6 @@ class TestTraining:
             expected = alone_grads[name] + mmd[name] - stock[name]
             torch.testing.assert_close(grads[name], expected)
 
-    @pytest.mark.gpu
-    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-    @pytest.mark.parametrize("negatives", ["shift", "all"])
-    def test_on_a_gpu(self, negatives: str) -> None:
-        torch.set_default_device("cuda")
-        try:
-            model, guide, (x,) = programs.vae()
-            objective = TraceInfoMax_ELBO(Recording().cuda(), negatives=negatives)
-            svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), loss=objective)
-            assert math.isfinite(svi.step(x.cuda()))
-        finally:
-            torch.set_default_device("cpu")
-
 
 def _params_after(case: Programs, *, steps: int, lr: Callable[[str], float]) -> dict[str, Tensor]:
     pyro.clear_param_store()

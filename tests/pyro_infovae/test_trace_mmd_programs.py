@@ -392,21 +392,3 @@ class TestTraining:
         with pytest.warns(UserWarning, match="weight"):
             stock = TraceMMD_ELBO(0.0, 1.0)
         assert train(TraceMMD_ELBO(0.0, 1000.0)) < 0.5 * train(stock)
-
-    @pytest.mark.gpu
-    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-    @pytest.mark.parametrize("estimator", ["unbiased", "biased", "closed_form"])
-    def test_on_a_gpu(self, estimator: str) -> None:
-        torch.set_default_device("cuda")
-        try:
-            case = programs.vae()
-            x = case.args[0].cuda()
-            svi = SVI(
-                case.model,
-                case.guide,
-                pyro.optim.Adam({"lr": 1e-2}),
-                loss=TraceMMD_ELBO(estimator=estimator),
-            )
-            assert math.isfinite(svi.step(x))
-        finally:
-            torch.set_default_device("cpu")
