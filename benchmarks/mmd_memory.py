@@ -1,29 +1,67 @@
-"""Memory and time of MMD² and its gradient: this library against a matrix product and autograd.
+"""Memory and time of MMD² and its gradient: this library against a matrix product and autograd."""
 
-Run by hand: ``python benchmarks/mmd_memory.py``. Writes ``benchmarks/mmd_memory.md``.
-"""
+from __future__ import annotations
 
-import datetime
-import multiprocessing
-import os
-import platform
-import resource
 import statistics
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
+import pyro
 import torch
+from pyro.infer import SVI
 from torch import Tensor
 
-from pyro_infovae import __version__
+from benchmarks.measuring import Call, interleaved, peak_megabytes, ratios
+from benchmarks.networks import VAE, Size, binary_images
+from benchmarks.report import Report, Row
+from pyro_infovae import TraceMMD_ELBO
+from pyro_infovae.compile import CompiledSVI
 from pyro_infovae.kernels import RBF
 from pyro_infovae.mmd import mmd_squared
 
 FEATURES = 10
-T = TypeVar("T")
+MEMORY_ROWS = {"library": (4096, 16384), "plain": (4096,)}
+STEP_ROWS = (4096, 16384)
+STEP_SIZE = Size(16, 16, FEATURES)
+TIME_ROUNDS = {128: 200, 4096: 7}
+
+
+def measure(
+    call: Call,
+    *,
+    memory_rows: Mapping[str, Sequence[int]] = MEMORY_ROWS,
+    step_rows: Sequence[int] = STEP_ROWS,
+    time_rounds: Mapping[int, int] = TIME_ROUNDS,
+) -> Report:
+    """Tables of the function's memory, of a training step's, and of the function's time."""
+    return Report(
+        title="MMD²: memory and time",
+        method=(
+            f"RBF kernel, unbiased, {FEATURES} features, float32, forward and backward with respect"
+            " to x. `plain` is a matrix product, exp and autograd. Memory is the peak of what"
+            " torch's allocator holds above what it held before. The training step is that of a"
+            f" VAE {STEP_SIZE} under `TraceMMD_ELBO`, by Pyro's SVI and by `CompiledSVI`, the"
+            " networks' activations included."
+        ),
+        packages=["pyro-infovae", "torch", "pyro-ppl"],
+        tables=[
+            [
+                {"MMD²": method, "rows of x and of y": n, "peak, MB": call(memory, method, n)}
+                for method, sizes in memory_rows.items()
+                for n in sizes
+            ],
+            [
+                {
+                    "training step": svi.__name__,
+                    "rows": n,
+                    "peak, MB": call(memory_of_step, svi, n),
+                }
+                for n in step_rows
+                for svi in (SVI, CompiledSVI)
+            ],
+            [call(times, n, rounds) for n, rounds in time_rounds.items()],
+        ],
+    )
 
 
 def library(x: Tensor, y: Tensor) -> Tensor:
@@ -48,77 +86,42 @@ def plain(x: Tensor, y: Tensor) -> Tensor:
 METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"library": library, "plain": plain}
 
 
-def seconds(method: str, n: int) -> float:
-    """Time one forward and backward."""
-    x, y = torch.randn(n, FEATURES, requires_grad=True), torch.randn(n, FEATURES)
-    start = time.perf_counter()
+def forward_and_backward(method: str, x: Tensor, y: Tensor) -> None:
+    """Compute it and its gradient."""
+    x.grad = None
     METHODS[method](x, y).backward()
-    return time.perf_counter() - start
 
 
-def peak_megabytes() -> float:
-    """Return the largest resident set of this process so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+def rows_of(n: int) -> tuple[Tensor, Tensor]:
+    """Rows of x, which want a gradient, and of y."""
+    return torch.randn(n, FEATURES, requires_grad=True), torch.randn(n, FEATURES)
 
 
 def memory(method: str, n: int) -> float:
-    """Return by how many megabytes a run of n rows raises the peak; to be called once a process."""
-    torch.set_num_threads(1)
-    seconds(method, 256)
-    before = peak_megabytes()
-    seconds(method, n)
-    return peak_megabytes() - before
+    """Megabytes of the function."""
+    forward_and_backward(method, *rows_of(256))
+    return peak_megabytes(partial(forward_and_backward, method, *rows_of(n)))
 
 
-def time_ratio(n: int, repeats: int) -> tuple[float, float, float]:
-    """Return the median milliseconds of the library, of plain, and the median of their ratio."""
-    torch.set_num_threads(1)
-    pairs = [(seconds("library", n), seconds("plain", n)) for _ in range(repeats + 3)][3:]
-    ours, theirs = (statistics.median(1e3 * p[i] for p in pairs) for i in (0, 1))
-    return ours, theirs, statistics.median(a / b for a, b in pairs)
+def memory_of_step(svi: type[SVI] | type[CompiledSVI], n: int) -> float:
+    """Megabytes of a training step."""
+    vae, x = VAE(STEP_SIZE), binary_images(n, STEP_SIZE)
+    steps = svi(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), TraceMMD_ELBO())
+    for _ in range(3):
+        steps.step(x)
+    return peak_megabytes(partial(steps.step, x))
 
 
-def in_new_process(function: Callable[..., T], *arguments: object) -> T:
-    """Call a function in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
-
-
-def main() -> None:
-    """Measure, and write the table."""
-    memory_rows = [
-        f"| {method} | {n} | {in_new_process(memory, method, n):.0f} |"
-        for method, n in (("library", 16384), ("library", 4096), ("plain", 4096))
-    ]
-    time_rows = []
-    for n, repeats in ((128, 500), (4096, 5)):
-        ours, theirs, ratio = in_new_process(time_ratio, n, repeats)
-        time_rows.append(f"| {n} | {ours:.2f} | {theirs:.2f} | {ratio:.2f} |")
-    text = "\n".join(
-        [
-            "# MMD²: memory and time of forward and backward",
-            "",
-            f"RBF kernel, unbiased, {FEATURES} features, float32, one thread, gradient with respect"
-            " to x. `plain` is a matrix product, exp and autograd.",
-            "",
-            f"pyro-infovae {__version__}, torch {torch.__version__}, Python"
-            f" {platform.python_version()}; {platform.platform()}, {os.cpu_count()} CPUs;"
-            f" {datetime.date.today().isoformat()}. Written by `python benchmarks/mmd_memory.py`.",
-            "",
-            "| method | rows of x and of y | peak above baseline, MB |",
-            "|---|---|---|",
-            *memory_rows,
-            "",
-            "| rows of x and of y | library, ms | plain, ms | median ratio |",
-            "|---|---|---|---|",
-            *time_rows,
-            "",
-        ]
+def times(n: int, rounds: int) -> Row:
+    """Milliseconds of both, and their ratio."""
+    x, y = rows_of(n)
+    measured = interleaved(
+        {method: partial(forward_and_backward, method, x, y) for method in METHODS},
+        rounds=rounds,
+        steps=1,
     )
-    Path(__file__).with_suffix(".md").write_text(text)
-    sys.stdout.write(text)
-
-
-if __name__ == "__main__":
-    main()
+    return {
+        "rows of x and of y": n,
+        **{f"{method}, ms": statistics.median(values) for method, values in measured.items()},
+        "ratio": ratios(measured["library"], measured["plain"]),
+    }

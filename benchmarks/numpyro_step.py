@@ -1,18 +1,9 @@
-"""Time of a jitted NumPyro training step against one written by hand in JAX and optax.
+"""Time of a jitted NumPyro training step against one written by hand in JAX and optax."""
 
-Two variational autoencoders on minibatches of 128 binary images; the hand-written step has the same
-networks, estimators and optimiser. Run by hand: ``python benchmarks/numpyro_step.py``. Writes
-``benchmarks/numpyro_step.md``.
-"""
+from __future__ import annotations
 
-import datetime
-import os
-import platform
 import statistics
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,17 +16,63 @@ from jax.nn import sigmoid, softplus
 from numpyro.infer import TraceMeanField_ELBO
 from numpyro.infer.elbo import ELBO
 
-from numpyro_backend import SVI, TraceHamiltonian_ELBO, TraceMMD_ELBO, __version__
+from benchmarks.measuring import Call, Step, interleaved, ratios
+from benchmarks.report import Report, Row
+from numpyro_backend import SVI, TraceHamiltonian_ELBO, TraceMMD_ELBO
 
 BATCH = 128
-SIZES = ((64, 128, 8), (784, 400, 20))
+Size = tuple[int, int, int]
+SIZES: tuple[Size, ...] = ((64, 128, 8), (784, 400, 20))
+OBJECTIVES = ("ELBO", "MMD", "Hamiltonian")
 LAMBD = 100.0
 LEAPFROG_STEPS, STEP_SIZE, BETA_0 = 3, 0.05, 0.5
 STEPS_PER_TIMING = 20
-ROUNDS = 30
+ROUNDS = 20
 
 Params = dict[str, Any]
-Step = Callable[[], Array]
+
+
+def measure(
+    call: Call,
+    *,
+    sizes: Sequence[Size] = SIZES,
+    objectives: Sequence[str] = OBJECTIVES,
+    rounds: int = ROUNDS,
+) -> Report:
+    """A table of all sizes and objectives."""
+    return Report(
+        title="NumPyro: training steps",
+        method=(
+            f"A VAE of these widths (one hidden layer each way) on {BATCH} binary images, float32."
+            " `jax.jit(svi.update)` of `numpyro_backend.SVI` against a jitted step in JAX with the"
+            " same networks and estimators; both with optax's Adam. `TraceMeanField_ELBO` is"
+            f" NumPyro's own; `TraceHamiltonian_ELBO` takes {LEAPFROG_STEPS} leapfrog steps."
+            f" {rounds} rounds of {STEPS_PER_TIMING} steps."
+        ),
+        packages=["pyro-infovae", "jax", "numpyro", "optax"],
+        tables=[[call(row, objective, size, rounds) for size in sizes for objective in objectives]],
+    )
+
+
+def row(objective: str, size: Size, rounds: int) -> Row:
+    """The times of an objective for one size of the networks."""
+    x = jax.random.bernoulli(jax.random.key(1), 0.2, (BATCH, size[0])).astype(jnp.float32)
+    loss, loss_by_hand = {
+        "ELBO": (TraceMeanField_ELBO(), elbo_loss),
+        "MMD": (TraceMMD_ELBO(lambd=LAMBD), mmd_loss),
+        "Hamiltonian": (
+            TraceHamiltonian_ELBO(LEAPFROG_STEPS, STEP_SIZE, beta_0=BETA_0),
+            hamiltonian_loss,
+        ),
+    }[objective]
+    steps = {"ours": numpyro_step(loss, size, x), "by hand": by_hand(loss_by_hand, size, x)}
+    times = interleaved(steps, rounds=rounds, steps=1)
+    return {
+        "objective": type(loss).__name__,
+        "widths": "-".join(map(str, size)),
+        "by hand, ms": statistics.median(times["by hand"]) / STEPS_PER_TIMING,
+        "ours / by hand": ratios(times["ours"], times["by hand"]),
+    }
 
 
 def init_linear(rng_key: Array, inputs: int, outputs: int) -> Params:
@@ -44,14 +81,14 @@ def init_linear(rng_key: Array, inputs: int, outputs: int) -> Params:
     return {"kernel": kernel, "bias": jnp.zeros(outputs)}
 
 
-def init_decoder(rng_key: Array, sizes: tuple[int, int, int]) -> list[Params]:
+def init_decoder(rng_key: Array, sizes: Size) -> list[Params]:
     """Weights of one hidden layer and the logits."""
     pixels, hidden, latent = sizes
     first, second = jax.random.split(rng_key)
     return [init_linear(first, latent, hidden), init_linear(second, hidden, pixels)]
 
 
-def init_encoder(rng_key: Array, sizes: tuple[int, int, int]) -> list[Params]:
+def init_encoder(rng_key: Array, sizes: Size) -> list[Params]:
     """Weights of one hidden layer, means and log scales."""
     pixels, hidden, latent = sizes
     first, second = jax.random.split(rng_key)
@@ -74,7 +111,7 @@ def encode(params: list[Params], x: Array) -> tuple[Array, Array]:
 # ----------------------------------------------------------------------------------- with NumPyro
 
 
-def numpyro_step(objective: ELBO, sizes: tuple[int, int, int], x: Array) -> Step:
+def numpyro_step(objective: ELBO, sizes: Size, x: Array) -> Step:
     """A step of SVI."""
 
     def model(x: Array) -> None:
@@ -95,7 +132,7 @@ def numpyro_step(objective: ELBO, sizes: tuple[int, int, int], x: Array) -> Step
 # ---------------------------------------------------------------------------------------- by hand
 
 
-def by_hand(loss: Callable[..., Array], sizes: tuple[int, int, int], x: Array) -> Step:
+def by_hand(loss: Callable[..., Array], sizes: Size, x: Array) -> Step:
     """A step of optax's Adam on a loss(params, rng_key, x)."""
     optimiser = optax.adam(1e-3)
     first, second, rng_key = jax.random.split(jax.random.key(0), 3)
@@ -197,75 +234,3 @@ def stepping(update: Callable[..., Any], state: Any, x: Array) -> Step:
 
     steps()
     return steps
-
-
-def time_ratios(contenders: dict[str, tuple[Step, Step]]) -> dict[str, tuple[float, ...]]:
-    """Milliseconds of the hand-written step, and quartiles of the ratio of ours to it."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
-    for _ in range(ROUNDS):
-        for name, pair in contenders.items():
-            times[name].append(tuple(milliseconds(steps) for steps in pair))
-    measured = {}
-    for name, pairs in times.items():
-        ratios = statistics.quantiles([ours / theirs for ours, theirs in pairs], n=4)
-        measured[name] = statistics.median(theirs for _, theirs in pairs), *ratios
-    return measured
-
-
-def milliseconds(steps: Step) -> float:
-    """The time of one step."""
-    start = time.perf_counter()
-    steps()
-    return 1e3 * (time.perf_counter() - start) / STEPS_PER_TIMING
-
-
-def main() -> None:
-    """Measure, and write the table."""
-    # Before JAX looks for its devices.
-    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    rows = []
-    for sizes in SIZES:
-        x = jax.random.bernoulli(jax.random.key(1), 0.2, (BATCH, sizes[0])).astype(jnp.float32)
-        hamiltonian = TraceHamiltonian_ELBO(LEAPFROG_STEPS, STEP_SIZE, beta_0=BETA_0)
-        contenders = {
-            "TraceMeanField_ELBO (stock)": (TraceMeanField_ELBO(), elbo_loss),
-            "TraceMMD_ELBO": (TraceMMD_ELBO(lambd=LAMBD), mmd_loss),
-            f"TraceHamiltonian_ELBO, K = {LEAPFROG_STEPS}": (hamiltonian, hamiltonian_loss),
-        }
-        steps = {
-            name: (numpyro_step(objective, sizes, x), by_hand(loss, sizes, x))
-            for name, (objective, loss) in contenders.items()
-        }
-        for name, (theirs, low, median, high) in time_ratios(steps).items():
-            rows.append(
-                f"| {'-'.join(map(str, sizes))} | {name} | {theirs:.2f} | {median:.2f} |"
-                f" {low:.2f} to {high:.2f} |"
-            )
-    text = "\n".join(
-        [
-            "# NumPyro: time of a training step against one written by hand",
-            "",
-            f"A VAE (pixels-hidden-code, one hidden layer each way) on {BATCH} rows, float32, one"
-            " thread on one core. `jax.jit(svi.update)` of",
-            "`numpyro_backend.SVI` against a jitted step in JAX with the same networks and"
-            " estimators; both with optax's Adam. Medians and",
-            f"quartiles of {ROUNDS} interleaved pairs of {STEPS_PER_TIMING} steps.",
-            "",
-            "| sizes | objective | by hand, ms | ours / by hand | quartiles |",
-            "|---|---|---|---|---|",
-            *rows,
-            "",
-            f"pyro-infovae {__version__}, jax {jax.__version__}, numpyro {numpyro.__version__},"
-            f" optax {optax.__version__}, Python {platform.python_version()};"
-            f" {platform.platform()}, {os.cpu_count()} CPUs; {datetime.date.today().isoformat()}.",
-            "Written by `python benchmarks/numpyro_step.py`.",
-            "",
-        ]
-    )
-    Path(__file__).with_suffix(".md").write_text(text)
-    sys.stdout.write(text)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """InfoVAE, InfoMax and Hamiltonian objectives for Pyro's SVI."""
 
 from pyro_infovae.critics import ConcatCritic as ConcatCritic

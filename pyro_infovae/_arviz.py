@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """ArviZ's object from draws, before ArviZ 1.0 and since."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The named axes of a site's values: its plates, then its event dims."""
 
 from __future__ import annotations

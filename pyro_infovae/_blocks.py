@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Scores of all pairs in blocks, so that memory stays bounded by one block."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Draws of a model's sites as arrays, group by group as ArviZ has them."""
 
 from __future__ import annotations

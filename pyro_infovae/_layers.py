@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The layers critics are made of."""
 
 from collections.abc import Callable, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The mean of an RBF kernel under diagonal normals, for sums over blocks of pairs."""
 
 from collections.abc import Callable, Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 r"""The maximum mean discrepancy as one node of the graph, summed over blocks of pairs.
 
 A *row sum* is :math:`\sum_j w_j f(x_i, y_j)`: one number for each row i, from a function of pairs

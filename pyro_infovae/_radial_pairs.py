@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A radial kernel of points, for sums over blocks of pairs."""
 
 from collections.abc import Callable, Iterator

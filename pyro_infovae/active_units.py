@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Which dimensions of the code tell the data apart at all."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the code knows of the data, from the guide's own densities: no critic."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The ELBO below a penalty: the default one, and the loss of Pyro's own without a host sync."""
 
 from __future__ import annotations

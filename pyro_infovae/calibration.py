@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Is the guide's posterior as wide as it should be, and in the right place?"""
 
 from __future__ import annotations

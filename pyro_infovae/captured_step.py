@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The loss and the gradients of a training step, captured once and replayed with new numbers."""
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
+from pyro.infer import TraceEnum_ELBO
 from pyro.infer.elbo import ELBO
 from torch import Tensor
 
 from pyro_infovae.base_elbo import TensorLoss, has_tensor_loss, tensor_loss
 from pyro_infovae.checkpointing import graphs_kept, without_hooks
+from pyro_infovae.enumerated_step import without_branches
 from pyro_infovae.observed_step import Observation
 from pyro_infovae.penalised_elbo import PenalisedELBO
 from pyro_infovae.runs import Program
@@ -168,6 +171,8 @@ def capture(
 
 def _apart(objective: ELBO) -> ELBO:
     """An objective of its own, for what it notes about its runs is not to be seen."""
+    if type(objective) is TraceEnum_ELBO:
+        return without_branches(objective)
     apart = copy.copy(objective)
     if isinstance(apart, PenalisedELBO):
         apart.base = _apart(apart.base)

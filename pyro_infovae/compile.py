@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 r"""Training steps whose loss and gradients are captured once and replayed, free of Python."""
 
 from __future__ import annotations

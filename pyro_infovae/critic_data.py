@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The rows that a critic sees: one group of latents, and the data in its plates."""
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
+# SPDX-License-Identifier: MIT
 r"""Critics: networks that score how well a code belongs to a datum.
 
-A critic takes x as (rows, *event) and z as (rows, features) and returns (rows,) scores T(x, z). Any
-`torch.nn.Module` that does so serves; `ConcatCritic` and `SeparableCritic` are two that are ready.
-`score_all_pairs` scores every x with every z.
+A critic takes x as (rows, \*event) and z as (rows, features) and returns (rows,) scores T(x, z).
+Any `torch.nn.Module` that does so serves; `ConcatCritic` and `SeparableCritic` are two that are
+ready. `score_all_pairs` scores every x with every z.
 """
 
 from collections.abc import Callable, Sequence
@@ -184,15 +185,15 @@ def score_all_pairs(
     *,
     block_rows: int = BLOCK_ROWS,
 ) -> Float[Tensor, " n m"]:
-    """Score every x with every z.
+    r"""Score every x with every z.
 
     A critic with a method `all_pairs(x, z)` does it its own way. Any other is called on blocks of
     pairs, whose inner values are computed again in the backward pass, so that memory stays bounded
     by one block; a `ConcatCritic` computes its encoders and first layer only once per row.
 
     Args:
-        critic: module that maps (rows, *event) and (rows, features) to (rows,) scores.
-        x: data, shape (n, *event).
+        critic: module that maps (rows, \*event) and (rows, features) to (rows,) scores.
+        x: data, shape (n, \*event).
         z: codes, shape (m, features).
         block_rows: most pairs in one block.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Runs of guide and model that go over all data, each datum that counts once."""
 
 from __future__ import annotations

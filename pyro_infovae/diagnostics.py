@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Is the code used, does it match the prior, what is log p(x)? Questions to a model and guide."""
 
 from pyro_infovae.active_units import ActiveUnits as ActiveUnits

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How many draws go into one run."""
 
 from __future__ import annotations

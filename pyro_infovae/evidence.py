@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 r"""How probable the data are under a model: importance-weighted log p(x), row by row."""
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Evidence:
 
     @cached_property
     def standard_error(self) -> Float[Tensor, "*rows"]:
-        r"""Of the log evidence, in nats: :math:`\mathrm{sd}(w_i) / (\sqrt{S} \, \bar w_i)`.
+        r"""That of the log evidence, :math:`\mathrm{sd}(w_i) / (\sqrt{S} \, \bar w_i)`, in nats.
 
         To be believed only where :attr:`pareto_k` is below 0.5: beyond, w has no variance.
         """
@@ -67,7 +68,7 @@ class Evidence:
 
     @cached_property
     def pareto_k(self) -> Float[Tensor, "*rows"]:
-        """The shape of the tail of the weights: above 0.7 the estimate is not to be believed.
+        """The shape of the tail of the weights, above 0.7 where the estimate is not to be believed.
 
         It is infinite where there are too few weights to fit a tail, and 0 where there is none, for
         the largest weights agree to a thousandth of a nat.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a Hamiltonian flow learns: its step sizes and its temperatures."""
 
 from __future__ import annotations

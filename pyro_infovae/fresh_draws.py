@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Draws for diagnostics: runs of guide and model that nothing learns from."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The rows of a group of latents on all ranks of a process group."""
 
 from __future__ import annotations

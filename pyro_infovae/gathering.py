@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 r"""Rows of all ranks of a process group, and their gradient.
 
 What is computed from gathered rows alone, a penalty P, is the same on every rank. Each of W ranks

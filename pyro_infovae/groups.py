@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A group of latents in the runs that a base ELBO has scored: its rows, data and fresh draws."""
 
 from __future__ import annotations

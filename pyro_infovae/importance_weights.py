@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Importance weights of a guide's draws under a model, row by row."""
 
 from __future__ import annotations

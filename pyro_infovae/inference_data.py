@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """From a model and its guide to ArviZ: posterior, predictions, log likelihoods and prior."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The draw that a flow starts from: the guide's latents, and the context each was drawn in."""
 
 from __future__ import annotations

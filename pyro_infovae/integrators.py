@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 r"""Pyro's velocity Verlet integrator, differentiable, and chained into a tempered flow."""
 
 from collections.abc import Callable, Mapping, Sequence

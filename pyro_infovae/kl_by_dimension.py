@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How far the code of each datum is from the prior, dimension by dimension."""
 
 from __future__ import annotations

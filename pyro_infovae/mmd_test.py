@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Does q(z) match p(z)? A permutation test."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 r"""Critic scores of joint rows, each datum with its own code, and of marginal ones, with others'.
 
 Codes z come as (particles, values, data, features), the values being those of discrete latents that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A step's loss and gradients by Pyro itself, with a note of what it reads and changes."""
 
 from __future__ import annotations

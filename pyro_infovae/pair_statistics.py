@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Averages over pairs of independent rows: their standard error, and a permutation test."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a step does to parameters once their gradients are known."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A base ELBO plus a penalty on the rows of its latents: what the penalised objectives share."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Draws of all that a model has: its latents, from guide and prior, and predictions of its data."""
 
 from __future__ import annotations

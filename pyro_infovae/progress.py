@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A progress bar where tqdm is installed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The state of torch's random generators, to draw the same numbers again."""
 
 from __future__ import annotations

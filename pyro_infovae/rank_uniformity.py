@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Are ranks uniform? A chi-square test."""
 
 from __future__ import annotations

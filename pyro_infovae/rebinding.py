@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Copies of functions that see other globals: Pyro's own code put to use, Pyro's modules as is."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How much each row counts: masks, and probabilities of the latents that a guide enumerates."""
 
 from __future__ import annotations

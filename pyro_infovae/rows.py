@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """From the messages of a run to rows: one per datum and particle, with features and weights."""
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pyro_infovae.sites import (
 
 @dataclass(frozen=True)
 class Rows:
-    """The latents of one group, a row per datum and particle.
+    r"""The latents of one group, a row per datum and particle.
 
     Attributes:
         latents: by site name, the values with their event dims flattened, (rows, features).
@@ -35,7 +36,7 @@ class Rows:
         num_data: rows per particle; row r belongs to datum r modulo ``num_data`` of its particle's
             minibatch. None outside plates, where the particles themselves are the rows.
         total: N, the product of the full sizes of the group's plates.
-        data: by site name, the observed values in the same plates, (rows, *event); empty for rows
+        data: by site name, the observed values in the same plates, (rows, \*event); empty for rows
             drawn from the prior.
     """
 

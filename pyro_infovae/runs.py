@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Runs of model and guide: recorded while a base ELBO scores them, and redrawn for the prior."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Data drawn from a model, and programs' arguments that hold them in the place of the user's."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The sites of a run: which are latents, in which plates, and which an objective is about."""
 
 from __future__ import annotations

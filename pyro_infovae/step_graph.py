@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """From a function of tensors to its graph of tensor operations."""
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch.fx.experimental.symbolic_shapes import (
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyro_infovae.full_precision import without_autocast
 from pyro_infovae.graph_simplification import simplify
 
 Symbolic = Sequence[bool]
@@ -46,11 +48,17 @@ class StepGraph:
     constants: tuple[Tensor, ...]
     admits: Callable[[Sequence[Tensor]], bool]
 
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """The floating-point dtypes that it computes in."""
+        values = (node.meta.get("val") for node in self.module.graph.nodes)
+        return {v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()}
+
     def by_inductor(self, inputs: Sequence[Tensor]) -> StepGraph:
         """The same operations compiled for inputs of these sizes, with the same random numbers."""
         from torch._inductor.compile_fx import compile_fx  # slow to import
 
-        with torch.no_grad():
+        with torch.no_grad(), without_autocast(inputs):
             function: Any = compile_fx(
                 self.module,
                 [tensor.detach() for tensor in (*inputs, *self.constants)],
@@ -59,8 +67,8 @@ class StepGraph:
         return replace(self, function=function)
 
     def __call__(self, inputs: Sequence[Tensor]) -> Any:
-        """Compute it."""
-        with torch.no_grad():
+        """Compute it; the casts of autocast are among the operations."""
+        with torch.no_grad(), without_autocast(inputs):
             return self.function(*inputs, *self.constants)
 
 

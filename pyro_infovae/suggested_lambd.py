@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A weight of the MMD to start from."""
 
 from __future__ import annotations

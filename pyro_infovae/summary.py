@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """All diagnostics of a model and guide in one table."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a step reads beside its arguments: attributes of its objective, modules and programs."""
 
 from __future__ import annotations

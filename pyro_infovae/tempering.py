@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 r"""Inverse temperatures of a tempered Hamiltonian flow.
 
 The momentum starts at :math:`\mathcal{N}(0, I / \beta_0)` and is multiplied by

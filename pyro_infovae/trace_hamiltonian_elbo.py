@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The Hamiltonian objective: an evidence lower bound by tempered leapfrog steps from the guide."""
 
 from __future__ import annotations

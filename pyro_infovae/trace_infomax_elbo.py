@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The InfoMax objective: an ELBO with the mutual information of data and code, by a critic."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The InfoVAE objective: an ELBO with the MMD between aggregated posterior and prior."""
 
 from __future__ import annotations

@@ -1,0 +1,28 @@
+"""Measure, print and keep: ``python -m benchmarks``, or with the names of some."""
+
+import argparse
+import time
+
+from benchmarks.measuring import in_new_process
+from benchmarks.report import BENCHMARKS, FOLDER, load, measured, page, save, section
+
+
+def main() -> None:
+    """Run what is asked for, one after the other."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help=", ".join(BENCHMARKS))
+    names = parser.parse_args().names or BENCHMARKS
+    if unknown := set(names) - set(BENCHMARKS):
+        parser.error(f"expected some of {', '.join(BENCHMARKS)}; got {', '.join(unknown)}")
+    for name in names:
+        start = time.perf_counter()
+        report = in_new_process(measured, name, in_new_process)
+        save(name, report, minutes=(time.perf_counter() - start) / 60)
+        kept = load(name)
+        assert kept is not None
+        print(section(name, kept), flush=True)
+        (FOLDER / "README.md").write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
