@@ -1,0 +1,1 @@
+"""The parts of the reproduction of the Hamiltonian VAE's Gaussian model."""

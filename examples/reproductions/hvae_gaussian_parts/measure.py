@@ -1,0 +1,99 @@
+"""What is measured of one method in one dimension, and the table of all."""
+
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from hvae_gaussian_parts.methods import METHODS, Plan
+from hvae_gaussian_parts.problem import (
+    DataSets,
+    Parameters,
+    draw,
+    expected_shift_error,
+    least_gap_from_prior,
+    log_evidence,
+    maximum_likelihood,
+    truth,
+)
+
+MEASURES = ("error", "error_of_mle", "shortfall", "gap", "least_gap", "temperature")
+
+
+def measure(
+    dim: int,
+    method: str,
+    *,
+    backend: str,
+    device: str,
+    size: int,
+    seeds: Sequence[int],
+    budgets: Sequence[int],
+    learning_rate: float,
+    draws: int,
+) -> Iterator[Mapping[str, str | int | float]]:
+    """A row for every budget and data set.
+
+    Args:
+        dim: Number of coordinates.
+        method: One of `METHODS`.
+        backend: `pyro` or `numpyro`.
+        device: Where to compute, with Pyro.
+        size: Number of data in each data set.
+        seeds: One for each data set.
+        budgets: Gradients of the log joint after which to look, ascending.
+        learning_rate: RMSProp's.
+        draws: Draws that a bound is estimated with.
+    """
+    true, chosen = truth(dim), METHODS[method]
+    data = draw(true, size=size, seeds=seeds)
+    plan = Plan(
+        tuple(budget // chosen.gradients for budget in budgets), learning_rate, draws, seed=dim
+    )
+    fit = importlib.import_module(f"hvae_gaussian_parts.with_{backend}").fit
+    for budget, found in zip(budgets, fit(chosen, data, plan, device), strict=True):
+        columns = compare(found.parameters, found.bound, data, true)
+        for i, seed in enumerate(seeds):
+            yield {
+                "gradients": budget,
+                "steps": found.steps,
+                "seed": seed,
+                "temperature": found.temperature,
+                **{name: float(column[i]) for name, column in columns.items()},
+            }
+
+
+def compare(
+    found: Parameters, bound: np.ndarray, data: DataSets, true: Parameters
+) -> dict[str, np.ndarray]:
+    """What was found against the truth and the best, each of shape (data sets,).
+
+    The errors are the squared distance of (Δ, σ) to the truth; `shortfall` is what the evidence
+    lacks of the highest, `gap` what the bound lacks of the evidence, both in nats.
+    """
+    best = maximum_likelihood(data)
+    evidence = log_evidence(found, data)
+    return {
+        "error": squared_distance(found, true),
+        "error_of_mle": squared_distance(best, true),
+        "distance_to_mle": squared_distance(found, best),
+        "shortfall": log_evidence(best, data) - evidence,
+        "gap": evidence - bound,
+        "least_gap": least_gap_from_prior(found, data),
+    }
+
+
+def squared_distance(one: Parameters, other: Parameters) -> np.ndarray:
+    """Between the parameters (Δ, σ), of shape (data sets,)."""
+    return ((one.shift - other.shift) ** 2).sum(-1) + ((one.sigma - other.sigma) ** 2).sum(-1)
+
+
+def tabulate(runs: pd.DataFrame, size: int) -> pd.DataFrame:
+    """Means and standard deviations over the data sets, beside the error to be expected of x̄."""
+    groups = runs.groupby(["dim", "method", "gradients", "steps"], sort=False)
+    columns = [*MEASURES, "distance_to_mle"]
+    table = groups[columns].mean().join(groups[columns].std().add_suffix("_sd"))
+    table = table.join(groups.size().rename("data_sets")).reset_index()
+    expected = {dim: expected_shift_error(truth(dim), size=size) for dim in table["dim"].unique()}
+    return table.assign(expected_error=table["dim"].map(expected))

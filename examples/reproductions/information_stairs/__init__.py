@@ -1,0 +1,1 @@
+"""Critics that climb stairs of mutual information, and how far off they are on each."""

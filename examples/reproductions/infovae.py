@@ -1,0 +1,123 @@
+"""InfoVAE: when the ELBO gives up inference, and what MMD does about it.
+
+Zhao, Song, Ermon, "InfoVAE: Balancing Learning and Inference in Variational Autoencoders",
+arXiv 1706.02262; the authors' tutorial on MMD variational autoencoders; and the post
+"Representation learning with MMD-VAE" of the RStudio AI blog. From the repository's root:
+
+    python examples/reproductions/infovae.py --quick
+    python examples/reproductions/infovae.py --quick --backend numpyro
+    python examples/reproductions/infovae.py --full --data-dir path/to/mnist --device cuda
+"""
+
+import sys
+from collections.abc import Sequence
+from itertools import product
+
+import pandas as pd
+from joblib import Parallel, delayed
+
+from info_vaes.images import DATA_DIR_HELP, DataError, folder, load_images
+from infovae_parts.measuring import (
+    PICTURES_OBJECTIVES,
+    SIZES_OBJECTIVES,
+    Pictures,
+    Source,
+    measure_size,
+    measure_two_points,
+    picture,
+)
+from infovae_parts.page import write
+from infovae_parts.two_points import OBJECTIVES
+from reproduction.options import Options, parse
+from reproduction.runs import Value, measure_all
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train on two points, on few and more images, and for pictures; the exit status is 0."""
+    options = parse(
+        "infovae",
+        __doc__,
+        argv,
+        data_dir=DATA_DIR_HELP,
+    )
+    try:
+        check_images(options)
+    except DataError as error:
+        print(f"infovae: error: {error}", file=sys.stderr)
+        return 2
+    print(write(options, two_points(options), sizes(options), *pictures(options)))
+    return 0
+
+
+def check_images(options: Options) -> None:
+    """Refuse too few images.
+
+    Raises:
+        DataError: saying how many are needed.
+    """
+    available = len(load_images(folder(options), seed=0).train_images)
+    if available < max(training_sizes(options)):
+        raise DataError(
+            f"Expected at least {max(training_sizes(options))} training images; got {available}"
+        )
+
+
+def two_points(options: Options) -> pd.DataFrame:
+    """The trainings on two points."""
+    steps = options.pick(check="0 20", quick="0 100 1000 5000", full="0 100 1000 10000 100000")
+    settings = [
+        {**_where(options), "objective": objective, "seed": seed, "steps": steps}
+        for seed, objective in product(range(options.pick(check=1, quick=3, full=5)), OBJECTIVES)
+    ]
+    return measure_all(measure_two_points, settings, options)
+
+
+def sizes(options: Options) -> pd.DataFrame:
+    """The trainings on few and on more images."""
+    every = tuple(SIZES_OBJECTIVES)
+    objectives = options.pick(check=("elbo", "mmd"), quick=every, full=every)
+    settings = [
+        {
+            **_where(options),
+            "data_dir": folder(options),
+            "objective": objective,
+            "size": size,
+            "steps": options.pick(check=5, quick=1000, full=50_000),
+            "latent_dim": options.pick(check=2, quick=8, full=10),
+            "seed": seed,
+        }
+        for seed, size, objective in product(
+            range(options.pick(check=1, quick=3, full=5)), training_sizes(options), objectives
+        )
+    ]
+    return measure_all(measure_size, settings, options)
+
+
+def training_sizes(options: Options) -> tuple[int, ...]:
+    """Numbers of training images."""
+    return options.pick(
+        check=(200,),
+        quick=(100, 200, 400, 800, 1400),
+        full=(500, 1000, 2000, 5000, 10_000, 20_000, 50_000),
+    )
+
+
+def pictures(options: Options) -> tuple[dict[str, Pictures], pd.DataFrame]:
+    """The 2-D codes, which are not kept, and what they are worth."""
+    source = Source(options.backend, options.device, folder(options))
+    every = tuple(PICTURES_OBJECTIVES)
+    objectives = options.pick(check=every[-1:], quick=every, full=every)
+    steps = options.pick(check=5, quick=2000, full=50_000)
+    found: list[tuple[Pictures, dict[str, Value]]] = Parallel(n_jobs=options.jobs)(
+        delayed(picture)(source, objective, steps=steps, seed=0) for objective in objectives
+    )
+    taken, measured = zip(*found, strict=True)
+    return dict(zip(objectives, taken, strict=True)), pd.DataFrame(measured)
+
+
+def _where(options: Options) -> dict[str, Value]:
+    return {"backend": options.backend, "device": options.device}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
