@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from distributed_pyro import OBJECTIVES, train
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "distributed_pyro.py"

@@ -1,0 +1,1 @@
+"""Objectives side by side with those of other libraries, at the same budget of gradients."""
