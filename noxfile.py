@@ -12,8 +12,9 @@ IMPORT_ALL = """
 import importlib, importlib.util, pkgutil, sys
 package, absent = sys.argv[1:]
 assert importlib.util.find_spec(absent) is None, f"Expected an environment without {absent}"
-for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-    importlib.import_module(f"{package}.{module.name}")
+path = importlib.import_module(package).__path__
+for module in pkgutil.walk_packages(path, prefix=f"{package}."):
+    importlib.import_module(module.name)
 """
 
 nox.needs_version = ">=2025.2.9"

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Shaped
 
-from numpyro_backend._blocks import score_in_blocks
-from numpyro_backend._layers import (
+from numpyro_backend._arrays.blocks import score_in_blocks
+from numpyro_backend._arrays.layers import (
     Activation,
     Encoder,
     Params,

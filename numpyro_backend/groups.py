@@ -10,8 +10,8 @@ import jax
 from jax import Array
 from jaxtyping import Key, Shaped
 
+from numpyro_backend._traces.runs import Program, Run, draw_prior
 from numpyro_backend.rows import Rows, data_of, pool, rows_of
-from numpyro_backend.runs import Program, Run, draw_prior
 
 
 @dataclass(frozen=True)

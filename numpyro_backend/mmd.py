@@ -6,9 +6,9 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from numpyro_backend._normal_pairs import NormalPairs
-from numpyro_backend._pair_sums import Coefficients, Periods, Sample, weighted_mmd
-from numpyro_backend._radial_pairs import RadialPairs
+from numpyro_backend._arrays.normal_pairs import NormalPairs
+from numpyro_backend._arrays.pair_sums import Coefficients, Periods, Sample, weighted_mmd
+from numpyro_backend._arrays.radial_pairs import RadialPairs
 from numpyro_backend.kernels import Kernel, RadialKernel, rbf_lengthscales
 
 Estimator = Literal["unbiased", "biased"]

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from jax.nn import log_sigmoid, logsumexp
 from jaxtyping import Array, Float, Shaped
 
-from numpyro_backend._scores import Scores, log_weights, masked_scores, weighted_mean
+from numpyro_backend._arrays.scores import Scores, log_weights, masked_scores, weighted_mean
 
 
 class MutualInformationEstimate(NamedTuple):

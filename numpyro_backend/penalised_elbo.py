@@ -13,10 +13,10 @@ from jax import Array
 from jaxtyping import Float, Key
 from numpyro.infer.elbo import ELBO, TraceEnum_ELBO
 
-from numpyro_backend.base_elbo import TraceAnalyticKL_ELBO, score
+from numpyro_backend._objectives.base_elbo import TraceAnalyticKL_ELBO, score
+from numpyro_backend._traces.runs import Program, Recorder
 from numpyro_backend.groups import Group
 from numpyro_backend.rows import Rows, group_by_plates
-from numpyro_backend.runs import Program, Recorder
 from numpyro_backend.sites import Selection
 
 Regularizer: TypeAlias = Callable[[Rows], Array]

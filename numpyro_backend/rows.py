@@ -15,7 +15,7 @@ from jax import Array
 from jaxtyping import Float, Shaped
 from numpyro.distributions import Delta, Distribution, Normal
 
-from numpyro_backend.row_weights import row_weights
+from numpyro_backend._traces.row_weights import row_weights
 from numpyro_backend.sites import (
     Site,
     Sites,

@@ -12,9 +12,9 @@ from jaxtyping import Key
 from numpyro.infer import Trace_ELBO
 from numpyro.infer.elbo import ELBO
 
-from numpyro_backend.flow_parameters import FlowParameters
-from numpyro_backend.refined_guide import Prefactors, RefinedGuide, SiteWeights
-from numpyro_backend.runs import Program, recorded_like, unrecorded
+from numpyro_backend._objectives.flow_parameters import FlowParameters
+from numpyro_backend._traces.refined_guide import Prefactors, RefinedGuide, SiteWeights
+from numpyro_backend._traces.runs import Program, recorded_like, unrecorded
 from numpyro_backend.tempering import Tempering
 
 

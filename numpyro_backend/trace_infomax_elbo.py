@@ -15,15 +15,15 @@ from jax.lax import stop_gradient
 from jaxtyping import Float, Shaped
 from numpyro.infer.elbo import ELBO
 
-from numpyro_backend.critic_data import DataSource, critic_data, only_group
-from numpyro_backend.critic_parameters import check_params, critic_parameters
+from numpyro_backend._objectives.critic_parameters import check_params, critic_parameters
+from numpyro_backend._objectives.model_with_critic import ModelWithCritic
+from numpyro_backend._traces.critic_data import DataSource, critic_data, only_group
+from numpyro_backend._traces.runs import Program
 from numpyro_backend.critics import Critic
 from numpyro_backend.groups import Group
-from numpyro_backend.model_with_critic import ModelWithCritic
 from numpyro_backend.mutual_information import Bound, get_bound
 from numpyro_backend.negatives import SCORERS, bound_information, by_particle
 from numpyro_backend.penalised_elbo import PenalisedELBO, Regularizer
-from numpyro_backend.runs import Program
 from numpyro_backend.sites import Selection
 
 FEW_ROWS = 64

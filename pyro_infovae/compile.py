@@ -11,21 +11,21 @@ import torch
 from pyro.infer.elbo import ELBO
 from pyro.infer.util import torch_item
 
-from pyro_infovae.captured_step import CapturedStep, capture
-from pyro_infovae.observed_step import Observation, observe
-from pyro_infovae.parameter_update import (
+from pyro_infovae._arrays.random_state import RandomState
+from pyro_infovae._compiled_step.captured_step import CapturedStep, capture
+from pyro_infovae._compiled_step.observed_step import Observation, observe
+from pyro_infovae._compiled_step.parameter_update import (
     Optim,
     ParameterUpdate,
     add_gradient,
     clear_gradients,
     gradients_apart,
 )
-from pyro_infovae.random_state import RandomState
-from pyro_infovae.runs import Program
-from pyro_infovae.step_call import Call, take_apart
-from pyro_infovae.step_check import check_agreement, check_unwritten
-from pyro_infovae.step_graph import Symbolic
-from pyro_infovae.surroundings import surroundings
+from pyro_infovae._compiled_step.step_call import Call, take_apart
+from pyro_infovae._compiled_step.step_check import check_agreement, check_unwritten
+from pyro_infovae._compiled_step.step_graph import Symbolic
+from pyro_infovae._compiled_step.surroundings import surroundings
+from pyro_infovae._traces.runs import Program
 
 Backend: TypeAlias = Literal["inductor"]
 

@@ -14,8 +14,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn.functional import linear
 
-from pyro_infovae._blocks import score_in_blocks
-from pyro_infovae._layers import Activation, activated_layers, encode
+from pyro_infovae._arrays.blocks import score_in_blocks
+from pyro_infovae._arrays.layers import Activation, activated_layers, encode
 
 # 16 MB for each layer of 256 units in float32.
 BLOCK_ROWS = 16384

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_infovae._traces.runs import Program, Run, draw_prior
 from pyro_infovae.rows import Rows, data_of, pool, rows_of
-from pyro_infovae.runs import Program, Run, draw_prior
 
 
 @dataclass(frozen=True)

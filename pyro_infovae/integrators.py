@@ -10,7 +10,7 @@ from jaxtyping import Float
 from pyro.ops import integrator
 from torch import Tensor
 
-from pyro_infovae.rebinding import with_globals
+from pyro_infovae._arrays.rebinding import with_globals
 
 __all__ = ["differentiable_velocity_verlet", "potential_grad", "tempered_leapfrog"]
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_infovae.full_precision import full_precision
+from pyro_infovae._arrays.full_precision import full_precision
 
 Kernel = Callable[[Float[Tensor, "n d"], Float[Tensor, "m d"]], Float[Tensor, "n m"]]
 """Any function of two sets of rows that returns the matrix of their pairs."""

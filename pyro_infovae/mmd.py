@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_infovae._normal_pairs import NormalPairs
-from pyro_infovae._pair_sums import Periods, Sample, weighted_mmd
-from pyro_infovae._radial_pairs import RadialPairs
-from pyro_infovae.full_precision import full_precision
+from pyro_infovae._arrays.full_precision import full_precision
+from pyro_infovae._arrays.normal_pairs import NormalPairs
+from pyro_infovae._arrays.pair_sums import Periods, Sample, weighted_mmd
+from pyro_infovae._arrays.radial_pairs import RadialPairs
 from pyro_infovae.kernels import Kernel, RadialKernel, rbf_lengthscales
 
 Estimator = Literal["unbiased", "biased"]

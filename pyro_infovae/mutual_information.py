@@ -33,8 +33,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyro_infovae._scores import Scores, log_weights, masked_scores, weighted_mean
-from pyro_infovae.full_precision import raised
+from pyro_infovae._arrays.full_precision import raised
+from pyro_infovae._arrays.scores import Scores, log_weights, masked_scores, weighted_mean
 
 
 class MutualInformationEstimate(NamedTuple):

@@ -26,18 +26,18 @@ from pyro.util import warn_if_nan
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pyro_infovae.base_elbo import (
+from pyro_infovae._arrays.gathering import same_draws
+from pyro_infovae._objectives.base_elbo import (
     TensorLoss,
     TraceAnalyticKL_ELBO,
     has_tensor_loss,
     take_step,
     tensor_loss,
 )
-from pyro_infovae.gathered_rows import gather
-from pyro_infovae.gathering import same_draws
+from pyro_infovae._traces.gathered_rows import gather
+from pyro_infovae._traces.runs import Program, Recorder
 from pyro_infovae.groups import Group
 from pyro_infovae.rows import Rows, group_by_plates
-from pyro_infovae.runs import Program, Recorder
 from pyro_infovae.sites import Selection
 
 Regularizer: TypeAlias = Callable[[Rows], Tensor]

@@ -13,7 +13,7 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_infovae.row_weights import enumerated_sites, row_weights
+from pyro_infovae._traces.row_weights import enumerated_sites, row_weights
 from pyro_infovae.sites import (
     FLOWED,
     Messages,

@@ -13,10 +13,10 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.elbo import ELBOModule
 from torch import Tensor, nn
 
-from pyro_infovae.base_elbo import TensorLoss, tensor_loss
-from pyro_infovae.flow_parameters import FlowParameters
-from pyro_infovae.refined_guide import Prefactors, RefinedGuide, SiteWeights
-from pyro_infovae.runs import Program, recorded_like, unrecorded
+from pyro_infovae._objectives.base_elbo import TensorLoss, tensor_loss
+from pyro_infovae._objectives.flow_parameters import FlowParameters
+from pyro_infovae._traces.refined_guide import Prefactors, RefinedGuide, SiteWeights
+from pyro_infovae._traces.runs import Program, recorded_like, unrecorded
 from pyro_infovae.tempering import Tempering
 
 

@@ -13,12 +13,12 @@ import pyro
 from pyro.infer.elbo import ELBO, ELBOModule
 from torch import Tensor, nn
 
-from pyro_infovae.critic_data import DataSource, critic_data, only_group
+from pyro_infovae._traces.critic_data import DataSource, critic_data, only_group
+from pyro_infovae._traces.runs import is_number
 from pyro_infovae.groups import Group
 from pyro_infovae.mutual_information import Bound, get_bound
 from pyro_infovae.negatives import SCORERS, bound_information, by_particle
 from pyro_infovae.penalised_elbo import PenalisedELBO, Regularizer
-from pyro_infovae.runs import is_number
 
 FEW_ROWS = 64
 """Below this many rows the estimate of mutual information is poor."""

@@ -15,12 +15,12 @@ from jaxtyping import Float
 from pyro.infer.elbo import ELBO
 from torch import Tensor
 
+from pyro_infovae._traces.runs import is_number
 from pyro_infovae.groups import Group
 from pyro_infovae.kernels import RBF, Kernel
 from pyro_infovae.mmd import mmd_squared, mmd_squared_normal
 from pyro_infovae.penalised_elbo import PenalisedELBO, Regularizer
 from pyro_infovae.rows import Rows, normal_rows
-from pyro_infovae.runs import is_number
 
 Estimator: TypeAlias = Literal["unbiased", "biased", "closed_form"]
 

@@ -21,7 +21,7 @@ def messages(package: Path) -> set[str]:
     private helpers of its module, as what they return or what they are called with: each outcome
     is a message of its own. A single word put in is a value, and so is all else.
     """
-    sources = (path.read_text(encoding="utf-8") for path in sorted(package.glob("*.py")))
+    sources = (path.read_text(encoding="utf-8") for path in sorted(package.rglob("*.py")))
     return {text for source in sources for text in _Module(ast.parse(source)).messages()}
 
 

@@ -16,7 +16,7 @@ import pyro_infovae
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ["pyro_infovae", "numpyro_backend"]
-MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).glob("*.py"))]
+MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 SPDX = "# SPDX-License-Identifier: MIT"
 
 

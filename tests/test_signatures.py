@@ -24,23 +24,23 @@ MODULES = [
     "mutual_information",
     "tempering",
     "critics",
-    "critic_data",
+    "_traces.critic_data",
     "negatives",
-    "flow_parameters",
+    "_objectives.flow_parameters",
     *OBJECTIVES,
-    "active_units",
-    "aggregated_posterior",
-    "calibration",
-    "critic_information",
-    "evidence",
+    "_diagnostics.active_units",
+    "_diagnostics.aggregated_posterior",
+    "_diagnostics.calibration",
+    "_diagnostics.critic_information",
+    "_diagnostics.evidence",
     "inference_data",
-    "kl_by_dimension",
-    "mmd_test",
-    "suggested_lambd",
-    "summary",
+    "_diagnostics.kl_by_dimension",
+    "_diagnostics.mmd_test",
+    "_diagnostics.suggested_lambd",
+    "_diagnostics.summary",
 ]
 # They take neither tensors nor JAX's arrays.
-COPIES = ["pair_statistics", "progress", "rank_uniformity"]
+COPIES = ["_arrays.pair_statistics", "_arrays.rank_uniformity", "_diagnostics.progress"]
 
 # NumPyro's objectives find out the nesting themselves, its runs are stacked into one, and under jit
 # they see the rows of all devices.

@@ -14,7 +14,7 @@ import pytest
 from jax import Array
 from numpyro import handlers
 
-from numpyro_backend.active_units import ActiveUnits, active_units
+from numpyro_backend._diagnostics.active_units import ActiveUnits, active_units
 from tests.numpyro_backend import programs
 from tests.numpyro_backend.programs import Programs
 

@@ -17,7 +17,7 @@ from jax import Array
 from numpyro import handlers
 from scipy.stats import randint
 
-from numpyro_backend.calibration import Calibration, simulation_based_calibration
+from numpyro_backend._diagnostics.calibration import Calibration, simulation_based_calibration
 from tests.numpyro_backend import programs
 from tests.numpyro_backend.programs import Programs
 

@@ -18,7 +18,7 @@ from flax import linen, nnx
 from jax import Array
 
 import numpyro_backend
-from numpyro_backend.critic_parameters import check_params, critic_parameters
+from numpyro_backend._objectives.critic_parameters import check_params, critic_parameters
 from numpyro_backend.critics import ConcatCritic, SeparableCritic, score_all_pairs
 from numpyro_backend.trace_infomax_elbo import TraceInfoMax_ELBO
 from tests.numpyro_backend import programs

@@ -14,7 +14,7 @@ import pytest
 from jax import Array
 from numpyro import handlers
 
-from numpyro_backend.data_runs import DataRuns, feature_names
+from numpyro_backend._diagnostics.data_runs import DataRuns, feature_names
 from numpyro_backend.diagnostics import (
     active_units,
     kl_by_dimension,

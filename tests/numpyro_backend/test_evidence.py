@@ -20,7 +20,7 @@ from numpyro import handlers
 from numpyro.distributions import constraints
 from numpyro.infer.autoguide import AutoNormal
 
-from numpyro_backend.evidence import Evidence, log_evidence
+from numpyro_backend._diagnostics.evidence import Evidence, log_evidence
 from numpyro_backend.trace_hamiltonian_elbo import TraceHamiltonian_ELBO
 from tests.numpyro_backend import programs
 from tests.numpyro_backend.programs import Programs

@@ -17,8 +17,8 @@ from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 
 from numpyro_backend import TraceHamiltonian_ELBO
-from numpyro_backend.flow import Posterior, isolated
-from numpyro_backend.initial_draw import InitialDraw
+from numpyro_backend._traces.flow import Posterior, isolated
+from numpyro_backend._traces.initial_draw import InitialDraw
 
 pytestmark = pytest.mark.usefixtures("quick_double_precision")
 
@@ -167,7 +167,7 @@ def test_steps_and_log_weights_equal_a_loop(
         with numpyro.plate("data", 100, subsample_size=4), handlers.mask(mask=jnp.array(mask)):
             numpyro.sample("z", dist.Normal(0.3 * jnp.ones(2), 0.8).to_event(1))
 
-    monkeypatch.setattr("numpyro_backend.refined_guide._standard_normal", lambda _: noise)
+    monkeypatch.setattr("numpyro_backend._traces.refined_guide._standard_normal", lambda _: noise)
     objective = TraceHamiltonian_ELBO(
         num_steps,
         step_size if per_step else step_size[0],

@@ -16,17 +16,17 @@ from hypothesis import strategies as st
 from jax import Array
 
 import numpyro_backend
-import numpyro_backend._pair_sums as ours_pair_sums
+import numpyro_backend._arrays.pair_sums as ours_pair_sums
 import numpyro_backend.kernels as kernels
 import numpyro_backend.mmd as ours
 import pyro_infovae
-import pyro_infovae._pair_sums as twin_pair_sums
+import pyro_infovae._arrays.pair_sums as twin_pair_sums
 import pyro_infovae.kernels as twin_kernels
 import pyro_infovae.mmd as twin
-from numpyro_backend._normal_pairs import NormalPairs
-from numpyro_backend._radial_pairs import RadialPairs
-from pyro_infovae._normal_pairs import NormalPairs as TwinNormalPairs
-from pyro_infovae._radial_pairs import RadialPairs as TwinRadialPairs
+from numpyro_backend._arrays.normal_pairs import NormalPairs
+from numpyro_backend._arrays.radial_pairs import RadialPairs
+from pyro_infovae._arrays.normal_pairs import NormalPairs as TwinNormalPairs
+from pyro_infovae._arrays.radial_pairs import RadialPairs as TwinRadialPairs
 
 pytestmark = pytest.mark.usefixtures("strict_ranks")
 

@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.infer.autoguide import AutoNormal
 
-from numpyro_backend.kl_by_dimension import KLByDimension, kl_by_dimension
+from numpyro_backend._diagnostics.kl_by_dimension import KLByDimension, kl_by_dimension
 from tests.numpyro_backend import programs
 from tests.numpyro_backend.programs import Programs
 

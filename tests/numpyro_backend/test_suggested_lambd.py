@@ -17,7 +17,7 @@ from numpyro.infer import Trace_ELBO
 from scipy.stats import norm
 
 from numpyro_backend import RBF, TraceMMD_ELBO
-from numpyro_backend.suggested_lambd import SuggestedLambd, suggest_lambd
+from numpyro_backend._diagnostics.suggested_lambd import SuggestedLambd, suggest_lambd
 from tests.numpyro_backend import programs
 from tests.numpyro_backend.programs import Programs
 

@@ -19,8 +19,8 @@ from numpyro import handlers
 from scipy.stats import norm
 
 from numpyro_backend import RBF
+from numpyro_backend._diagnostics.summary import Summary, SummaryRow, summarise
 from numpyro_backend.diagnostics import kl_by_dimension, mmd_test
-from numpyro_backend.summary import Summary, SummaryRow, summarise
 from tests.numpyro_backend import programs
 from tests.numpyro_backend.programs import Programs
 
@@ -153,7 +153,7 @@ class TestWhatCannotBeComputed:
             raise error
 
         for diagnostic in ("aggregated_posterior", "mmd_test", "suggest_lambd"):
-            monkeypatch.setattr(f"numpyro_backend.summary.{diagnostic}", fail)
+            monkeypatch.setattr(f"numpyro_backend._diagnostics.summary.{diagnostic}", fail)
         monkeypatch.setitem(sys.modules, "arviz", None)
         summary = run(programs.hierarchical(), num_importance_samples=20)
         for name in ("mutual_information", "marginal_kl", "mmd_squared", "lambd"):

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from jax import Array
 from numpyro.infer import hmc_util
 
-import numpyro_backend.checkpointing as checkpointing
+import numpyro_backend._arrays.checkpointing as checkpointing
 import numpyro_backend.integrators as integrators
 import numpyro_backend.tempering as tempering
-import pyro_infovae.checkpointing as torch_checkpointing
+import pyro_infovae._arrays.checkpointing as torch_checkpointing
 import pyro_infovae.integrators as torch_integrators
 import pyro_infovae.tempering as torch_tempering
 
@@ -301,7 +301,7 @@ def test_single_precision_stays_single() -> None:
 def test_torch_is_not_imported() -> None:
     command = (
         "import sys, numpyro_backend.tempering, numpyro_backend.integrators, "
-        "numpyro_backend.checkpointing; sys.exit('torch' in sys.modules)"
+        "numpyro_backend._arrays.checkpointing; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
 

@@ -447,7 +447,7 @@ class TestTightening:
 
         monkeypatch.setattr(jax.random, "normal", lambda key, shape: points[:, :2])
         monkeypatch.setattr(
-            "numpyro_backend.refined_guide._standard_normal", lambda u: points[:, 2:]
+            "numpyro_backend._traces.refined_guide._standard_normal", lambda u: points[:, 2:]
         )
         scale = np.array([1.0, 0.3]) * math.sqrt(1 - 0.9**2)
         run = jax.random.key(0), {"scale": jnp.array(scale)}, model, guide

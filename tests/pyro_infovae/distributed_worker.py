@@ -18,8 +18,8 @@ from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pyro_infovae.gathered_rows import gather
-from pyro_infovae.gathering import gather_rows
+from pyro_infovae._arrays.gathering import gather_rows
+from pyro_infovae._traces.gathered_rows import gather
 from pyro_infovae.rows import Rows
 from tests.pyro_infovae.distributed_programs import CASES, DIM, Case
 

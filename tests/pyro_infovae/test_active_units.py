@@ -12,7 +12,7 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
-from pyro_infovae.active_units import active_units
+from pyro_infovae._diagnostics.active_units import active_units
 from tests.pyro_infovae import programs
 from tests.pyro_infovae.programs import Programs
 

@@ -15,7 +15,7 @@ from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
 
 from pyro_infovae import IMQ, RBF, TraceHamiltonian_ELBO, TraceMMD_ELBO
-from pyro_infovae.checkpointing import checkpointed_gradient, graphs_kept
+from pyro_infovae._arrays.checkpointing import checkpointed_gradient, graphs_kept
 from pyro_infovae.compile import CompiledSVI
 from pyro_infovae.kernels import squared_distances
 from pyro_infovae.mmd import mmd_squared, mmd_squared_normal

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_infovae.calibration import Calibration, simulation_based_calibration
+from pyro_infovae._diagnostics.calibration import Calibration, simulation_based_calibration
 from tests.pyro_infovae import programs
 from tests.pyro_infovae.programs import Programs
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pyro_infovae.checkpointing import checkpointed_gradient
+from pyro_infovae._arrays.checkpointing import checkpointed_gradient
 from pyro_infovae.integrators import tempered_leapfrog
 from pyro_infovae.tempering import inverse_temperatures
 

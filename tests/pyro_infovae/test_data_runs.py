@@ -12,7 +12,7 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
-from pyro_infovae.data_runs import DataRuns, feature_names
+from pyro_infovae._diagnostics.data_runs import DataRuns, feature_names
 from pyro_infovae.diagnostics import (
     active_units,
     kl_by_dimension,

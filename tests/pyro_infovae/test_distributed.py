@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pyro_infovae.gathered_rows import gather
-from pyro_infovae.gathering import exchange, gather_rows, same_draws, world_size
+from pyro_infovae._arrays.gathering import exchange, gather_rows, same_draws, world_size
+from pyro_infovae._traces.gathered_rows import gather
 from pyro_infovae.rows import Rows
 from tests.pyro_infovae.distributed_programs import CASES
 from tests.pyro_infovae.distributed_worker import Share, Trained, train

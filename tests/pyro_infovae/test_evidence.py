@@ -24,7 +24,7 @@ from pyro.infer.autoguide import (
 from torch import Tensor
 
 from pyro_infovae import TraceHamiltonian_ELBO
-from pyro_infovae.evidence import Evidence, log_evidence
+from pyro_infovae._diagnostics.evidence import Evidence, log_evidence
 from tests.pyro_infovae import programs
 from tests.pyro_infovae.programs import Programs
 

@@ -8,8 +8,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_infovae.flow import Posterior
-from pyro_infovae.initial_draw import InitialDraw
+from pyro_infovae._traces.flow import Posterior
+from pyro_infovae._traces.initial_draw import InitialDraw
 
 
 def posterior_of(

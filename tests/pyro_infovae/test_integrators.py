@@ -10,7 +10,7 @@ import torch
 from pyro.ops import integrator
 from torch import Tensor
 
-from pyro_infovae.checkpointing import checkpointed_gradient
+from pyro_infovae._arrays.checkpointing import checkpointed_gradient
 from pyro_infovae.integrators import (
     differentiable_velocity_verlet,
     potential_grad,

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_infovae import TraceHamiltonian_ELBO
+from pyro_infovae._diagnostics.kl_by_dimension import KLByDimension, kl_by_dimension
 from pyro_infovae.diagnostics import aggregated_posterior
-from pyro_infovae.kl_by_dimension import KLByDimension, kl_by_dimension
 from tests.pyro_infovae import programs
 from tests.pyro_infovae.programs import Programs
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pyro_infovae._normal_pairs import NormalPairs
-from pyro_infovae._pair_sums import Periods, Sample, weighted_mmd
-from pyro_infovae._radial_pairs import RadialPairs
+from pyro_infovae._arrays.normal_pairs import NormalPairs
+from pyro_infovae._arrays.pair_sums import Periods, Sample, weighted_mmd
+from pyro_infovae._arrays.radial_pairs import RadialPairs
 from pyro_infovae.kernels import IMQ, RBF, Kernel, RadialKernel
 from pyro_infovae.mmd import mmd_squared, mmd_squared_normal
 from tests import reference

@@ -10,9 +10,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pyro_infovae._normal_pairs import NormalPairs
-from pyro_infovae._pair_sums import Periods, Sample, weighted_mmd
-from pyro_infovae._radial_pairs import RadialPairs
+from pyro_infovae._arrays.normal_pairs import NormalPairs
+from pyro_infovae._arrays.pair_sums import Periods, Sample, weighted_mmd
+from pyro_infovae._arrays.radial_pairs import RadialPairs
 from pyro_infovae.kernels import IMQ, RBF, RadialKernel
 from pyro_infovae.mmd import mmd_squared, mmd_squared_normal
 
@@ -157,9 +157,7 @@ def test_torch_func(objective: Callable[[Tensor, Tensor], Tensor]) -> None:
     torch.testing.assert_close(gradients, expected)
 
 
-@pytest.mark.skipif(
-    torch.__version__ < "2.6", reason="torch refuses it with a message of its own"
-)
+@pytest.mark.skipif(torch.__version__ < "2.6", reason="torch refuses it with a message of its own")
 @pytest.mark.parametrize("argnums", [0, (0, 1)])
 def test_vmap_inside_grad_is_an_error(argnums: Any) -> None:
     def total(x: Tensor, y: Tensor) -> Tensor:

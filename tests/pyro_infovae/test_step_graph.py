@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_infovae.checkpointing import checkpointed_gradient, graphs_kept
+from pyro_infovae._arrays.checkpointing import checkpointed_gradient, graphs_kept
+from pyro_infovae._compiled_step.step_graph import StepGraph, trace
 from pyro_infovae.kernels import RBF
 from pyro_infovae.mmd import mmd_squared
-from pyro_infovae.step_graph import StepGraph, trace
 
 Function = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 

@@ -13,7 +13,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from pyro_infovae import RBF, TraceMMD_ELBO
-from pyro_infovae.suggested_lambd import suggest_lambd
+from pyro_infovae._diagnostics.suggested_lambd import suggest_lambd
 from tests.pyro_infovae import programs
 from tests.pyro_infovae.programs import Programs
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from pyro_infovae import RBF
+from pyro_infovae._diagnostics.summary import Summary, SummaryRow, summarise
 from pyro_infovae.diagnostics import (
     active_units,
     aggregated_posterior,
     kl_by_dimension,
     mmd_test,
 )
-from pyro_infovae.summary import Summary, SummaryRow, summarise
 from tests.pyro_infovae import programs
 from tests.pyro_infovae.programs import Programs
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_infovae import IMQ, TraceMMD_ELBO
-from pyro_infovae.step_call import Call, take_apart
-from pyro_infovae.surroundings import Place, Surroundings, surroundings
+from pyro_infovae._compiled_step.step_call import Call, take_apart
+from pyro_infovae._compiled_step.surroundings import Place, Surroundings, surroundings
 
 X = torch.zeros(4, 3)
 

@@ -103,7 +103,8 @@ class TestPlates:
 
         monkeypatch.setattr("torch.distributions.normal._standard_normal", noise)
         monkeypatch.setattr(
-            "pyro_infovae.refined_guide.torch.randn_like", lambda u: 0.8 * noise(u.shape).flip(-1)
+            "pyro_infovae._traces.refined_guide.torch.randn_like",
+            lambda u: 0.8 * noise(u.shape).flip(-1),
         )
 
     def rows(self, batch: int, total: int, *, mask: Tensor | None = None) -> tuple[Tensor, float]:
@@ -352,7 +353,9 @@ class TestTightening:
         monkeypatch.setattr(
             "torch.distributions.normal._standard_normal", lambda *_, **__: points[:, :2]
         )
-        monkeypatch.setattr("pyro_infovae.refined_guide.torch.randn_like", lambda _: points[:, 2:])
+        monkeypatch.setattr(
+            "pyro_infovae._traces.refined_guide.torch.randn_like", lambda _: points[:, 2:]
+        )
         particles = {"num_particles": 8, "vectorize_particles": True, "max_plate_nesting": 0}
         plain = -0.5 * math.log(1 - 0.9**2)
         gaps = [plain]

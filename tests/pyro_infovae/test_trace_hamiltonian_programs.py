@@ -29,7 +29,7 @@ from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import Tensor, nn
 
 from pyro_infovae import TraceHamiltonian_ELBO, TraceMMD_ELBO
-from pyro_infovae.evidence import log_evidence
+from pyro_infovae._diagnostics.evidence import log_evidence
 from tests.pyro_infovae import programs
 from tests.pyro_infovae.programs import Programs
 

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The questions of `diagnostics`, one a file."""

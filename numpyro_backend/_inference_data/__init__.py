@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""What `inference_data` is built on."""

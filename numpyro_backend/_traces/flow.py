@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: MIT
+"""The posterior that a Hamiltonian flow follows: a model's log joint in unconstrained space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import jax
+import numpyro
+from jax import Array
+from jaxtyping import Float
+from numpyro import handlers
+from numpyro.distributions import biject_to
+from numpyro.distributions.transforms import Transform
+from numpyro.distributions.util import scale_and_mask, sum_rightmost
+from numpyro.ops.provenance import eval_provenance
+from numpyro.primitives import Messenger
+
+from numpyro_backend._arrays.checkpointing import checkpointed_gradient
+from numpyro_backend._traces.recording import Message
+from numpyro_backend._traces.row_weights import mask_of
+from numpyro_backend._traces.runs import Program
+from numpyro_backend.sites import Plate, batch_size, data_size
+
+Values: TypeAlias = dict[str, Array]
+Position: TypeAlias = Callable[[str, Transform], Array]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where the flowing sites are.
+
+    Attributes:
+        constrained: the values z by site name, as the model sees them.
+        unconstrained: the positions u, with z = T(u).
+        log_jacobian: log|det J_T(u)| by site name, in the site's batch shape.
+    """
+
+    constrained: Values
+    unconstrained: Values
+    log_jacobian: Values
+
+
+@dataclass(frozen=True)
+class Posterior:
+    r"""The posterior of some latents of a model, given the others, the data and the minibatch.
+
+    .. math:: \ell(u) = \log p(x, T(u)) + \log |\det J_T(u)|
+
+    with T from the unconstrained space to each site's support. In a subsampled plate the force on
+    a site is divided by the subsample factors of its plates, so that every datum is moved by its
+    own posterior and not by a power of it.
+
+    Attributes:
+        program: the user's model with its arguments, see :func:`isolated`.
+        given: the values of the other latents and of the minibatches, by site name.
+        plates: for each flowing site the plates it is in, by site name.
+    """
+
+    program: Callable[[], Any]
+    given: Values
+    plates: Mapping[str, tuple[Plate, ...]]
+
+    def unconstrain(self, values: Values) -> Placed:
+        """The positions of the given values.
+
+        Raises:
+            ValueError: naming the site: for one that is no latent of the model, a latent that the
+                guide does not draw, or one that each minibatch would move differently.
+        """
+        placing = _Placing(self, lambda name, transform: transform.inv(values[name]))
+        self._run(placing)
+        for name in values.keys() - placing.constrained.keys():
+            raise ValueError(
+                f"The guide draws '{name}', which is no latent of the model, so that it has no "
+                "posterior to follow: leave it out of the guide or of sites, or mark it "
+                "infer={'is_auxiliary': True} if other latents are computed from it"
+            )
+        self._check_subsampling(placing)
+        return placing.placed
+
+    def constrain(self, positions: Values) -> Placed:
+        """The values at the given positions."""
+        placing = _Placing(self, lambda name, _: positions[name])
+        self._run(placing)
+        return placing.placed
+
+    def potential_grad(self, positions: Values) -> tuple[Values, Float[Array, ""]]:
+        r"""The gradient :math:`-\nabla \ell` per site, each datum's own, and :math:`-\ell`."""
+        names = list(positions)
+
+        def log_joint(*arrays: Array) -> Array:
+            return self._score(dict(zip(names, arrays, strict=True))).log_joint
+
+        gradients, value = checkpointed_gradient(log_joint, tuple(positions.values()))
+        factors = {name: subsample_factor(self.plates[name]) for name in names}
+        return {
+            name: -gradient / factors[name] for name, gradient in zip(names, gradients, strict=True)
+        }, -value
+
+    def _score(self, positions: Values) -> _Scored:
+        scored = _Scored(self, lambda name, _: positions[name])
+        self._run(scored)
+        return scored
+
+    def _run(self, handler: Messenger) -> None:
+        with handlers.block(), handler:
+            self.program()
+
+    def _check_subsampling(self, placing: _Placing) -> None:
+        outside = [
+            (plate, name)
+            for plate in placing.subsampled
+            for name, plates in self.plates.items()
+            if plate not in {plate.name for plate in plates}
+        ]
+        if not outside:
+            return
+
+        def log_probs(**positions: Array) -> dict[str, list[Array]]:
+            return self._score(positions).log_probs_by_plate
+
+        sources = eval_provenance(log_probs, **placing.unconstrained)
+        for plate, name in outside:
+            if name in frozenset[str]().union(*sources.get(plate, ())):
+                raise ValueError(
+                    f"Site '{name}' is outside plate '{plate}', which is subsampled: each "
+                    "minibatch would move it differently, and the bound would be lost; leave "
+                    f"'{name}' out of sites, or use the whole plate"
+                )
+
+
+def isolated(
+    model: Program, args: tuple[Any, ...], kwargs: dict[str, Any], latents: Values
+) -> Callable[[], Any]:
+    """The model with its arguments, parameters, mutable state and random key as they are now.
+
+    It neither asks nor tells the handlers around it anything, so that it can run in a
+    transformation, and any number of times.
+
+    Args:
+        model: the user's model.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        latents: values of its latents and minibatches, to find its parameters with.
+    """
+    rng_key = numpyro.prng_key()
+    state = _State()
+    with (
+        handlers.block(hide_fn=lambda msg: msg["type"] not in _State.TYPES),
+        handlers.seed(rng_seed=rng_key),
+        handlers.substitute(data=latents),
+        state,
+    ):
+        model(*args, **kwargs)
+
+    def run() -> Any:
+        with handlers.seed(rng_seed=rng_key), handlers.substitute(data=_copy(state.values)):
+            return model(*args, **kwargs)
+
+    return run
+
+
+def subsample_factor(plates: tuple[Plate, ...]) -> float:
+    """The factor that NumPyro scales the sites of a stack of plates by: the product of N / B."""
+    return data_size(plates) / batch_size(plates)
+
+
+class _State(Messenger):
+    """Keeps the parameters and the mutable state that a program starts from."""
+
+    TYPES = ("param", "mutable")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: dict[str, Any] = {}
+
+    def postprocess_message(self, msg: Message) -> None:
+        if msg["type"] in self.TYPES:
+            self.values[msg["name"]] = msg["value"]
+            # A copy for the program to change.
+            msg["value"] = _copy(msg["value"])
+
+
+class _Placing(Messenger):
+    """Puts the flowing sites at their positions and the other latents at their values."""
+
+    def __init__(self, posterior: Posterior, position: Position) -> None:
+        super().__init__()
+        self.posterior = posterior
+        self.position = position
+        self.constrained: Values = {}
+        self.unconstrained: Values = {}
+        self.log_jacobian: Values = {}
+        self.subsampled: list[str] = []
+
+    @property
+    def placed(self) -> Placed:
+        """Where the sites were put."""
+        return Placed(self.constrained, self.unconstrained, self.log_jacobian)
+
+    def process_message(self, msg: Message) -> None:
+        given = self.posterior.given
+        if msg["type"] == "control_flow":
+            msg["kwargs"]["substitute_stack"].append(("substitute", self._scanned))
+        elif msg["type"] == "plate":
+            msg["value"] = given.get(msg["name"], msg["value"])
+        elif msg["type"] != "sample" or msg["is_observed"]:
+            return
+        elif msg["name"] in self.posterior.plates:
+            self._place(msg)
+        else:
+            msg["value"] = self._given(msg["name"])
+
+    def postprocess_message(self, msg: Message) -> None:
+        if msg["type"] == "plate" and len(msg["value"]) != msg["args"][0]:
+            self.subsampled.append(msg["name"])
+
+    def _place(self, msg: Message) -> None:
+        name, fn = msg["name"], msg["fn"]
+        transform = biject_to(fn.support)
+        u = self.position(name, transform)
+        z = transform(u)
+        density = transform.log_abs_det_jacobian(u, z)
+        batch_dim = z.ndim - fn.event_dim
+        self.unconstrained[name], self.constrained[name] = u, z
+        self.log_jacobian[name] = sum_rightmost(density, density.ndim - batch_dim)
+        msg["value"] = z
+
+    def _scanned(self, msg: Message) -> Array | None:
+        """The value of a site at one step of a ``scan``, which has a leading axis of steps."""
+        if msg["is_observed"]:
+            return None
+        name, step = msg["name"], msg["infer"]["_scan_current_index"]
+        if name not in self.posterior.plates:
+            return self._given(name)[step]
+        transform = biject_to(msg["fn"].support)
+        return transform(self.position(name, transform)[step])
+
+    def _given(self, name: str) -> Array:
+        if name not in self.posterior.given:
+            raise ValueError(
+                f"Site '{name}' is a latent of the model that the guide does not draw, and the "
+                "flow needs its value: draw it in the guide, or observe it (to predict it, draw "
+                "the others with the data and pass them as Predictive's posterior_samples)"
+            )
+        return self.posterior.given[name]
+
+
+class _Scored(_Placing):
+    """Adds up the log joint on the way."""
+
+    def __init__(self, posterior: Posterior, position: Position) -> None:
+        super().__init__(posterior, position)
+        self.log_joint: Any = 0.0
+        self.log_probs_by_plate: dict[str, list[Array]] = {}
+
+    def postprocess_message(self, msg: Message) -> None:
+        super().postprocess_message(msg)
+        if msg["type"] != "sample":
+            return
+        fn, name = msg["fn"], msg["name"]
+        log_prob = fn.log_prob(msg["value"])
+        self.log_joint = self.log_joint + scale_and_mask(log_prob, msg["scale"]).sum()
+        for frame in msg["cond_indep_stack"]:
+            self.log_probs_by_plate.setdefault(frame.name, []).append(log_prob)
+        if name in self.log_jacobian:
+            factor = subsample_factor(self.posterior.plates[name])
+            density = scale_and_mask(self.log_jacobian[name], factor, mask_of(fn))
+            self.log_joint = self.log_joint + density.sum()
+
+
+def _copy(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf, tree)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""A training step watched, captured and replayed."""

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: MIT
+"""Draws for diagnostics: runs of guide and model that nothing learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from jaxtyping import Int
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_infovae._traces.critic_data import only_group
+from pyro_infovae._traces.runs import Program, Recorder
+from pyro_infovae.groups import Group
+from pyro_infovae.rows import group_by_plates
+from pyro_infovae.sites import Selection, full_size, row_plates
+
+
+@contextmanager
+def parameters_untouched() -> Iterator[None]:
+    """No gradients, no argument checks, and a param store that is left as it was."""
+    store = pyro.get_param_store()
+    with torch.no_grad(), pyro.validation_enabled(False), store.scope(store.get_state()):
+        yield
+
+
+@dataclass(frozen=True)
+class FreshDraws:
+    """A model and a guide to draw from.
+
+    Attributes:
+        asker: who needs the draws, for messages.
+        model: the model.
+        guide: the guide.
+        args: positional arguments of both.
+        kwargs: keyword arguments of both.
+        sites: the latents, by name, or None for every reparameterised one in plates.
+    """
+
+    asker: str
+    model: Program
+    guide: Program
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    sites: Iterable[str] | None
+
+    def draw(self, minibatch: Minibatch | None = None) -> Group:
+        """The latents of one run, and what goes with them.
+
+        Args:
+            minibatch: the data to draw for in a subsampled plate; by default a random choice.
+
+        Raises:
+            ValueError: for latents that cannot be selected, or are in several stacks of plates.
+        """
+        names = (self.sites,) if isinstance(self.sites, str) else self.sites
+        chosen = None if names is None else frozenset(names)
+        recorder = Recorder(Selection(self.asker, chosen, particles=1), kl_weight=1.0)
+        with minibatch or Messenger():
+            guide = poutine.trace(recorder.guide(self.guide)).get_trace(*self.args, **self.kwargs)
+        poutine.replay(recorder.model(self.model), trace=guide)(*self.args, **self.kwargs)
+        (run,) = recorder.runs
+        groups = [
+            Group(group, (run,), self.model, self.args, self.kwargs)
+            for group in group_by_plates(run.model, run.selected)
+        ]
+        return only_group(groups, asker=self.asker)
+
+
+class Minibatch(Messenger):
+    """Chooses the data of a subsampled plate.
+
+    Args:
+        plate: the name of the plate.
+        rows: the data, as many as the plate subsamples.
+        asker: who chooses, for messages.
+    """
+
+    def __init__(self, plate: str, rows: Int[Tensor, " data"], *, asker: str) -> None:
+        super().__init__()
+        self.plate = plate
+        self.rows = rows
+        self.asker = asker
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if msg["name"] != self.plate or not site_is_subsample(msg):
+            return
+        if msg["value"] is not None:
+            raise ValueError(
+                f"{self.asker} needs all data, and plate '{self.plate}' is given some of them as "
+                "subsample=: give it all, or a subsample_size alone"
+            )
+        msg["value"] = self.rows
+
+
+def datum_of_rows(group: Group) -> Int[Tensor, " rows"]:
+    """Which datum of the data set each row of a single draw belongs to."""
+    (run,) = group.runs
+    datum = torch.zeros(1, dtype=torch.long)
+    for frame in row_plates(run.model[group.names[0]]):
+        index = torch.as_tensor(run.model[frame.name]["value"])
+        datum = (datum.to(index)[:, None] * full_size(frame) + index).flatten()
+    return datum

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: MIT
+"""The posterior that a Hamiltonian flow follows: a model's log joint in unconstrained space."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import pyro
+import torch
+from pyro.distributions.util import scale_and_mask, sum_rightmost
+from pyro.poutine.broadcast_messenger import BroadcastMessenger
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.messenger import Messenger, block_messengers
+from pyro.poutine.runtime import _DIM_ALLOCATOR, Message
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import Transform, biject_to
+
+from pyro_infovae._arrays.checkpointing import checkpointed_gradient
+from pyro_infovae._arrays.full_precision import raised
+from pyro_infovae._traces.runs import Program, leaving_when
+from pyro_infovae.sites import full_size, is_latent
+
+Values: TypeAlias = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where the flowing sites are.
+
+    Attributes:
+        constrained: the values z by site name, as the model sees them.
+        unconstrained: the positions u, with z = T(u).
+        log_jacobian: log|det J_T(u)| by site name, in the site's batch shape.
+    """
+
+    constrained: Values
+    unconstrained: Values
+    log_jacobian: Values
+
+
+@dataclass(frozen=True)
+class Posterior:
+    r"""The posterior of some latents of a model, given the others, the data and the minibatch.
+
+    .. math:: \ell(u) = \log p(x, T(u)) + \log |\det J_T(u)|
+
+    with T from the unconstrained space to each site's support. In a subsampled plate the force on
+    a site is divided by the subsample factors of its plates, so that every datum is moved by its
+    own posterior and not by a power of it.
+
+    Positions are in float32 at least, in which small steps are not lost.
+
+    Attributes:
+        model: the user's model.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        given: the values of the other latents and of the minibatches, by site name.
+        plates: for each flowing site the plates it is in, by site name.
+        outer: the plates around the whole program.
+        dtypes: of the flowing sites in the model, by site name, where their positions have another.
+    """
+
+    model: Program
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    given: Values
+    plates: Mapping[str, tuple[CondIndepStackFrame, ...]]
+    outer: tuple[CondIndepStackFrame, ...]
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+
+    def unconstrain(self, values: Values) -> Placed:
+        """The positions of the given values."""
+        return self._place(values, lambda name, transform: transform.inv(raised(values[name])))
+
+    def constrain(self, positions: Values) -> Placed:
+        """The values at the given positions."""
+        return self._place(positions, lambda name, _: positions[name])
+
+    def potential_grad(self, positions: Values) -> tuple[Values, Tensor]:
+        r"""The gradient :math:`-\nabla \ell` per site, each datum's own, and :math:`-\ell`."""
+        names, others = list(positions), list(self.given)
+
+        def log_joint(*tensors: Tensor) -> Tensor:
+            u = dict(zip(names, tensors, strict=False))
+            given = dict(zip(others, tensors[len(names) :], strict=True))
+            scored = _Scored(self, given, lambda name, _: u[name])
+            self._run(scored)
+            return scored.log_joint
+
+        gradients, value = checkpointed_gradient(
+            log_joint, tuple(positions.values()), tuple(self.given.values())
+        )
+        factors = {name: subsample_factor(self.plates[name]) for name in names}
+        return {
+            name: -gradient / factors[name] for name, gradient in zip(names, gradients, strict=True)
+        }, -value
+
+    def _place(self, values: Values, position: Callable[[str, Transform], Tensor]) -> Placed:
+        placing = _Placing(self, self.given, position)
+        self._run(placing, lambda: placing.constrained.keys() >= values.keys())
+        for name in values.keys() - placing.constrained.keys():
+            raise ValueError(
+                f"The guide draws '{name}', which is no latent of the model, so that it has no "
+                "posterior to follow: leave it out of the guide or of sites, or mark it "
+                "infer={'is_auxiliary': True} if other latents are computed from it"
+            )
+        return Placed(placing.constrained, placing.unconstrained, placing.log_jacobian)
+
+    def _run(self, handler: _Placing, is_done: Callable[[], bool] = lambda: False) -> None:
+        with (
+            pyro.validation_enabled(False),
+            block_messengers(lambda _: True),
+            _outer_plates(self.outer),
+            handler,
+            leaving_when(is_done),
+        ):
+            self.model(*self.args, **self.kwargs)
+
+
+def subsample_factor(frames: Collection[CondIndepStackFrame]) -> float:
+    """The factor that Pyro scales the sites of a stack of plates by: the product of N / B."""
+    return math.prod(full_size(frame) / frame.size for frame in frames)
+
+
+class _Placing(Messenger):
+    """Puts the flowing sites at their positions and the other latents at their values."""
+
+    def __init__(
+        self,
+        posterior: Posterior,
+        given: Values,
+        position: Callable[[str, Transform], Tensor],
+    ) -> None:
+        super().__init__()
+        self.posterior = posterior
+        self.given = given
+        self.position = position
+        self.constrained: Values = {}
+        self.unconstrained: Values = {}
+        self.log_jacobian: Values = {}
+
+    def _pyro_sample(self, msg: Message) -> None:
+        name = msg["name"]
+        if msg["is_observed"]:
+            return
+        if name in self.posterior.plates:
+            transform = biject_to(msg["fn"].support)
+            u = self.position(name, transform)
+            z = transform(u)
+            density = transform.log_abs_det_jacobian(u, z)
+            batch_dim = z.dim() - msg["fn"].event_dim
+            msg["value"] = z.to(self.posterior.dtypes.get(name, z.dtype))
+            self.unconstrained[name], self.constrained[name] = u, msg["value"]
+            self.log_jacobian[name] = sum_rightmost(density, density.dim() - batch_dim)
+            msg["done"] = True
+        elif name in self.given:
+            msg["value"] = self.given[name]
+            msg["done"] = True
+        elif is_latent(msg):
+            raise ValueError(
+                f"Site '{name}' is a latent of the model that the guide does not draw, and the "
+                "flow needs its value: draw it in the guide, or observe it (to predict it, draw "
+                "the others with the data and pass them as Predictive's posterior_samples)"
+            )
+
+
+class _Scored(_Placing):
+    """Adds up the log joint on the way."""
+
+    log_joint: Any = 0.0
+
+    def _pyro_post_sample(self, msg: Message) -> None:
+        if site_is_subsample(msg):
+            return
+        log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+        self._check_subsampling(msg, log_prob)
+        self.log_joint = self.log_joint + scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum()
+        if (name := msg["name"]) in self.log_jacobian:
+            factor = subsample_factor(self.posterior.plates[name])
+            density = scale_and_mask(self.log_jacobian[name], factor, msg["mask"])
+            self.log_joint = self.log_joint + density.sum()
+
+    def _check_subsampling(self, msg: Message, log_prob: Tensor) -> None:
+        for frame in msg["cond_indep_stack"]:
+            if frame.size == full_size(frame):
+                continue
+            for name, plates in self.posterior.plates.items():
+                outside = frame.name not in {plate.name for plate in plates}
+                if outside and _depends(log_prob, self.unconstrained.get(name)):
+                    raise ValueError(
+                        f"Site '{name}' is outside plate '{frame.name}', which is subsampled: each "
+                        "minibatch would move it differently, and the bound would be lost; leave "
+                        f"'{name}' out of sites, or use the whole plate"
+                    )
+
+
+def _depends(tensor: Tensor, position: Tensor | None) -> bool:
+    """Whether a tensor was computed from a position; where it was not, this computes nothing."""
+    if position is None or not tensor.requires_grad:
+        return False
+    ones = torch.ones_like(tensor)
+    (gradient,) = torch.autograd.grad(tensor, position, ones, retain_graph=True, allow_unused=True)
+    return gradient is not None
+
+
+class _OuterPlates(Messenger):
+    def __init__(self, frames: tuple[CondIndepStackFrame, ...]) -> None:
+        super().__init__()
+        self.frames = frames
+
+    def _pyro_sample(self, msg: Message) -> None:
+        msg["cond_indep_stack"] = self.frames + msg["cond_indep_stack"]
+        BroadcastMessenger._pyro_sample(msg)
+
+
+@contextmanager
+def _outer_plates(frames: tuple[CondIndepStackFrame, ...]) -> Iterator[None]:
+    """Plates around the program, whether they are still open or, in backward, closed again."""
+    closed = [frame for frame in frames if frame.name not in _DIM_ALLOCATOR._stack]
+    for frame in closed:
+        _DIM_ALLOCATOR.allocate(frame.name, frame.dim)
+    try:
+        with _OuterPlates(frames):
+            yield
+    finally:
+        for frame in closed:
+            _DIM_ALLOCATOR.free(frame.name, frame.dim)
