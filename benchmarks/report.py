@@ -19,6 +19,7 @@ Cell = str | int | float | Quartiles | Estimate
 Row = dict[str, Cell]
 
 BENCHMARKS = (
+    "exact_evidence",
     "compiled_step",
     "numpyro_step",
     "mmd_memory",

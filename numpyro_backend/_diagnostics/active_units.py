@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Key
 
 from numpyro_backend._arrays.pair_statistics import mean_of_pairs, standard_error_of_pairs
 from numpyro_backend._diagnostics.data_runs import DataRuns
-from numpyro_backend._diagnostics.fresh_draws import Draw
+from numpyro_backend._traces.fresh_draws import Draw
 from numpyro_backend._traces.runs import Program, Run
 from numpyro_backend.rows import normal_rows
 

@@ -17,9 +17,9 @@ from jax.nn import logsumexp
 from jaxtyping import Bool, Float, Int, Key, Shaped
 from numpyro.distributions import Distribution
 
-from numpyro_backend._arrays.data_checks import check_all_drawn, check_densities
 from numpyro_backend._diagnostics.data_runs import counts_of, first_of_each, minibatches
-from numpyro_backend._diagnostics.fresh_draws import (
+from numpyro_backend._traces.data_checks import check_all_drawn, check_densities
+from numpyro_backend._traces.fresh_draws import (
     Draw,
     FreshDraws,
     Minibatch,

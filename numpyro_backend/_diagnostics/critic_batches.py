@@ -14,8 +14,8 @@ from jax import Array
 from jaxtyping import Bool, Float, Int, Key, Shaped
 
 from numpyro_backend._diagnostics.data_runs import counts_of
-from numpyro_backend._diagnostics.fresh_draws import FreshDraws, datum_of_rows
 from numpyro_backend._traces.critic_data import DataSource, critic_data
+from numpyro_backend._traces.fresh_draws import FreshDraws, datum_of_rows
 
 _MAX_RUNS = 100
 

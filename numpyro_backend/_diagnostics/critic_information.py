@@ -17,10 +17,10 @@ from jax.example_libraries.optimizers import clip_grads
 from jaxtyping import Bool, Float, Int, Key, Shaped
 
 from numpyro_backend._diagnostics.critic_batches import CodedBatch, CodedRows, DataPart, draw_rows
-from numpyro_backend._diagnostics.fresh_draws import FreshDraws, numpy_generator, set_up
 from numpyro_backend._diagnostics.progress import with_progress
 from numpyro_backend._objectives.critic_parameters import CriticParameters, critic_parameters
 from numpyro_backend._traces.critic_data import DataSource
+from numpyro_backend._traces.fresh_draws import FreshDraws, numpy_generator, set_up
 from numpyro_backend._traces.runs import Program
 from numpyro_backend.critics import ConcatCritic, Critic
 from numpyro_backend.mutual_information import Bound, get_bound

@@ -14,8 +14,9 @@ import numpyro
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key
 
-from numpyro_backend._arrays.data_checks import check_batch_shape
-from numpyro_backend._diagnostics.fresh_draws import (
+from numpyro_backend._diagnostics.progress import with_progress
+from numpyro_backend._traces.data_checks import check_batch_shape
+from numpyro_backend._traces.fresh_draws import (
     Draw,
     FreshDraws,
     Minibatch,
@@ -23,7 +24,6 @@ from numpyro_backend._diagnostics.fresh_draws import (
     datum_of_rows,
     set_up,
 )
-from numpyro_backend._diagnostics.progress import with_progress
 from numpyro_backend._traces.runs import Program
 from numpyro_backend.rows import Rows
 

@@ -14,9 +14,9 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, Key
 
-from numpyro_backend._arrays.data_checks import check_all_drawn, check_densities
 from numpyro_backend._diagnostics.data_runs import DataRuns
-from numpyro_backend._diagnostics.fresh_draws import Draw, log_prob
+from numpyro_backend._traces.data_checks import check_all_drawn, check_densities
+from numpyro_backend._traces.fresh_draws import Draw, log_prob
 from numpyro_backend._traces.recording import Message
 from numpyro_backend._traces.runs import Program, Run
 from numpyro_backend.rows import flatten, normal_rows

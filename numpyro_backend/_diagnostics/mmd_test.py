@@ -20,7 +20,7 @@ from numpyro_backend._arrays.pair_statistics import (
     standard_error_of_pairs,
 )
 from numpyro_backend._diagnostics.data_runs import DataRun, DataRuns
-from numpyro_backend._diagnostics.fresh_draws import numpy_generator
+from numpyro_backend._traces.fresh_draws import numpy_generator
 from numpyro_backend._traces.runs import Program
 from numpyro_backend.kernels import RBF, Kernel
 

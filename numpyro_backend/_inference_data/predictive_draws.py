@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float, Key, Shaped
 from numpyro import handlers
 from numpyro.distributions import Unit
 
-from numpyro_backend._diagnostics.draw_chunks import in_chunks
 from numpyro_backend._inference_data.axes import Axes, num_event_dims
 from numpyro_backend._inference_data.draws import Draws
+from numpyro_backend._traces.draw_chunks import in_chunks
 from numpyro_backend._traces.recording import Message
 from numpyro_backend._traces.row_weights import mask_of
 from numpyro_backend._traces.runs import Program

@@ -17,8 +17,8 @@ from numpyro.distributions import Delta, Distribution, Unit
 from numpyro.primitives import CondIndepStackFrame
 from numpyro.util import not_jax_tracer
 
-from numpyro_backend._diagnostics.draw_chunks import in_chunks
-from numpyro_backend._diagnostics.fresh_draws import Trace, draw_traces, log_prob
+from numpyro_backend._traces.draw_chunks import in_chunks
+from numpyro_backend._traces.fresh_draws import Trace, draw_traces, log_prob
 from numpyro_backend._traces.recording import Message
 from numpyro_backend._traces.runs import Program
 from numpyro_backend.sites import undecorated

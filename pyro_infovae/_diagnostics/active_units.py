@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_infovae._arrays.pair_statistics import mean_of_pairs, standard_error_of_pairs
 from pyro_infovae._diagnostics.data_runs import DataRuns
-from pyro_infovae._diagnostics.fresh_draws import parameters_untouched
+from pyro_infovae._traces.fresh_draws import parameters_untouched
 from pyro_infovae._traces.runs import Program, Run
 from pyro_infovae.groups import Group
 from pyro_infovae.rows import normal_rows

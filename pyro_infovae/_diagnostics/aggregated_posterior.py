@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_infovae._diagnostics.data_runs import check_all_drawn, first_of_each, minibatches
-from pyro_infovae._diagnostics.fresh_draws import FreshDraws, datum_of_rows, parameters_untouched
+from pyro_infovae._traces.fresh_draws import FreshDraws, datum_of_rows, parameters_untouched
 from pyro_infovae._traces.runs import Program
 from pyro_infovae.groups import Group
 from pyro_infovae.sites import Messages, undecorated

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pyro_infovae._arrays.rank_uniformity import chi_square_p_value
 from pyro_infovae._diagnostics.data_runs import check_finite, feature_names
-from pyro_infovae._diagnostics.fresh_draws import FreshDraws, parameters_untouched
 from pyro_infovae._diagnostics.progress import with_progress
 from pyro_infovae._diagnostics.simulation import DataArguments, Simulation, simulate
+from pyro_infovae._traces.fresh_draws import FreshDraws, parameters_untouched
 from pyro_infovae._traces.runs import Program
 from pyro_infovae.rows import rows_of
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
-from pyro_infovae._diagnostics.draw_chunks import chunk_sizes
+from pyro_infovae._traces.draw_chunks import chunk_sizes
 from pyro_infovae._traces.importance_weights import ImportanceSampler
 from pyro_infovae._traces.runs import Program
 from pyro_infovae.trace_hamiltonian_elbo import TraceHamiltonian_ELBO

@@ -15,7 +15,7 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_infovae._diagnostics.data_runs import DataRuns, check_all_drawn
-from pyro_infovae._diagnostics.fresh_draws import parameters_untouched
+from pyro_infovae._traces.fresh_draws import parameters_untouched
 from pyro_infovae._traces.runs import Program, Run
 from pyro_infovae.groups import Group
 from pyro_infovae.rows import flatten, normal_rows

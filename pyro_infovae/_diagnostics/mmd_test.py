@@ -18,7 +18,7 @@ from pyro_infovae._arrays.pair_statistics import (
     standard_error_of_pairs,
 )
 from pyro_infovae._diagnostics.data_runs import DataRun, DataRuns
-from pyro_infovae._diagnostics.fresh_draws import parameters_untouched
+from pyro_infovae._traces.fresh_draws import parameters_untouched
 from pyro_infovae._traces.runs import Program
 from pyro_infovae.kernels import RBF, Kernel
 

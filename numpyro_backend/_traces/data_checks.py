@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from numpyro_backend._diagnostics.fresh_draws import Outline
+from numpyro_backend._traces.fresh_draws import Outline
 from numpyro_backend.sites import Plate, Site, is_latent
 
 
