@@ -46,6 +46,7 @@ nitpick_ignore_regex = [
 
 html_theme = "furo"
 html_title = f"{project} {release}"
+html_show_copyright = False
 
 SHORT_TYPES = {
     r"jaxlib\._jax\.Array": "Array",

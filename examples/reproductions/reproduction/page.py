@@ -98,7 +98,7 @@ def mean_and_spread(frame: pd.DataFrame, by: Sequence[str], of: Sequence[str]) -
 
 def provenance(name: str, options: Options, also_used: Sequence[str] = ()) -> str:
     """The command, the versions, the machine and the date."""
-    packages = (*PACKAGES[options.backend], *also_used)
+    packages = dict.fromkeys((*PACKAGES[options.backend], *also_used))
     versions = ", ".join(f"{package} {_version(package)}" for package in packages)
     return (
         f"Written by `python examples/reproductions/{name}.py --{options.effort} "
