@@ -1,6 +1,3 @@
-"""What the reproductions of InfoVAE and InfoMax-VAE share; it finds the demo's package."""
+"""What the reproductions of InfoVAE and InfoMax-VAE share."""
 
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).resolve().parents[2]))
+import reproduction as reproduction  # which finds the demo's package

@@ -5,8 +5,8 @@ from pathlib import Path
 import matplotlib as mpl
 import pandas as pd
 
-from info_vaes.comparing import in_words, order
 from infomax_parts.figures import NAMES, sweep_figure
+from reproduction.comparing import in_words, order
 from reproduction.options import Options
 from reproduction.page import mean_and_spread, write_page
 

@@ -7,8 +7,8 @@ import matplotlib as mpl
 import pandas as pd
 
 from demo.pictures import Pictures
-from info_vaes.comparing import in_words, order
 from infovae_parts.figures import NAMES, codes_figure, sizes_figure, two_points_figure
+from reproduction.comparing import in_words, order
 from reproduction.options import Options
 from reproduction.page import mean_and_spread, write_page
 

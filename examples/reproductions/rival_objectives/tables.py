@@ -1,8 +1,8 @@
 """From measurements to the page's two tables."""
 
-import numpy as np
 import pandas as pd
 
+from reproduction.comparing import order
 from reproduction.page import mean_and_spread
 from rival_objectives.posteriors import funnel_moments
 
@@ -45,16 +45,5 @@ def autoencoders(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def lead(one: pd.Series, other: pd.Series, column: str) -> str:
-    """Whether one row's mean is `above` or `below` another's, or `level with` it.
-
-    Level is what is within two standard errors of the difference over the seeds, to which a
-    bound's own standard error is added.
-    """
-    difference = one[column] - other[column]
-    variance = sum(
-        row[f"{column}_sd"] ** 2 / row["seeds"] + row.get(f"{column}_se", 0.0) ** 2 / row["seeds"]
-        for row in (one, other)
-    )
-    if not abs(difference) > 2 * np.sqrt(variance):  # one seed has no spread
-        return "level with"
-    return "above" if difference > 0 else "below"
+    """Whether one row's mean is `above` or `below` another's, or `level with` it."""
+    return {1: "above", -1: "below", 0: "level with"}[order(one, other, column)]

@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from info_vaes.comparing import order
 from info_vaes.images import minibatches
 from infovae_parts import two_points
 from infovae_parts.backends import load
 from infovae_parts.measuring import log_det
 from infovae_parts.two_points import Snapshot
+from reproduction.comparing import order
 
 SLOPE, OFFSET, NOISE = 1.5, 0.2, 0.4
 
