@@ -1,5 +1,6 @@
-"""Every test starts from an empty param store, a fixed seed, float64 and validation on."""
+"""Every test starts from an empty param store, a fixed seed, float64, validation and no figure."""
 
+import sys
 from collections.abc import Iterator
 
 import pyro
@@ -19,3 +20,11 @@ def clean_pyro() -> Iterator[None]:
     yield
     torch.set_default_dtype(previous)
     pyro.clear_param_store()
+
+
+@pytest.fixture(autouse=True)
+def closed_figures() -> Iterator[None]:
+    yield
+    pyplot = sys.modules.get("matplotlib.pyplot")  # most tests never load it
+    if pyplot is not None:
+        pyplot.close("all")

@@ -91,7 +91,6 @@ def test_picture_is_drawn(picture: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     exec(compile(picture.read_text(encoding="utf-8"), picture, "exec"), {})
     (figure,) = map(plt.figure, plt.get_fignums())
     assert all(axes.has_data() for axes in figure.axes)
-    plt.close(figure)
 
 
 def test_result_table_averages_over_seeds() -> None:
