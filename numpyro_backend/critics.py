@@ -7,11 +7,15 @@ Any function critic(x, z) that does so serves: an equinox or flax.nnx module, or
 `SeparableCritic` are two that are ready and need no such library: `init` draws their parameters,
 `apply` scores with them, and `bind` makes a function critic(x, z) of both. `score_all_pairs` scores
 every x with every z.
+
+A row that is in many pairs need not be computed for each: the critics of this module say in
+`project` what of a pair depends on one side only, and in `score_projected` the rest.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
+from typing import TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -99,21 +103,20 @@ class ConcatCritic:
     def project(
         self, params: Params, x: Shaped[Array, " n *event"], z: Float[Array, " m features"]
     ) -> tuple[Float[Array, " n width"], Float[Array, " m width"]]:
-        """Each side's share of the first layer, once per row however many pairs it is in."""
+        """Each side's share of the first layer."""
         x, z = self._encode(params, x, z)
         x_kernel, z_kernel = jnp.split(params["first"]["kernel"], [self.x_dim])
         return linear({"kernel": x_kernel, "bias": params["first"]["bias"]}, x), z @ z_kernel
 
     def score_projected(
-        self, params: Params, x: Float[Array, " n width"], z: Float[Array, " m width"]
-    ) -> Float[Array, " n m"]:
-        """Score all pairs of what `project` returned."""
-        hidden = x[:, None] + z[None]
-        return activated_layers(params["rest"], self.activation, hidden).squeeze(2)
+        self, params: Params, x: Float[Array, "*#pairs width"], z: Float[Array, "*#pairs width"]
+    ) -> Float[Array, "*pairs"]:
+        """Score pairs of what `project` returned."""
+        return activated_layers(params["rest"], self.activation, x + z).squeeze(-1)
 
-    def bind(self, params: Params) -> "BoundConcatCritic":
+    def bind(self, params: Params) -> "BoundCritic":
         """Make a function critic(x, z)."""
-        return BoundConcatCritic(self, params)
+        return BoundCritic(self, params)
 
     def _encode(self, params: Params, x: Array, z: Array) -> tuple[Array, Array]:
         return (
@@ -180,21 +183,19 @@ class SeparableCritic:
             ValueError: if x and z differ in rows, or their features from x_dim and z_dim.
         """
         _check_rows(x, z)
-        x, z = self._embed(params, x, z)
-        return (x * z).sum(1)
+        return self.score_projected(params, *self.project(params, x, z))
 
     def all_pairs(
         self, params: Params, x: Shaped[Array, " n *event"], z: Float[Array, " m features"]
     ) -> Float[Array, " n m"]:
         """Score every x with every z: entry (i, j) is apply of x_i and z_j."""
-        x, z = self._embed(params, x, z)
+        x, z = self.project(params, x, z)
         return x @ z.T
 
-    def bind(self, params: Params) -> "BoundSeparableCritic":
-        """Make a function critic(x, z)."""
-        return BoundSeparableCritic(self, params)
-
-    def _embed(self, params: Params, x: Array, z: Array) -> tuple[Array, Array]:
+    def project(
+        self, params: Params, x: Shaped[Array, " n *event"], z: Float[Array, " m features"]
+    ) -> tuple[Float[Array, " n width"], Float[Array, " m width"]]:
+        """Each side's embedding."""
         x = encode("x", x, self.x_dim, self.x_encoder, params, z.dtype)
         z = encode("z", z, self.z_dim, self.z_encoder, params, z.dtype)
         x_first, *x_rest = params["x_embedding"]
@@ -204,12 +205,22 @@ class SeparableCritic:
             activated_layers(z_rest, self.activation, linear(z_first, z)),
         )
 
+    def score_projected(
+        self, params: Params, x: Float[Array, "*#pairs width"], z: Float[Array, "*#pairs width"]
+    ) -> Float[Array, "*pairs"]:
+        """Score pairs of what `project` returned."""
+        return (x * z).sum(-1)
+
+    def bind(self, params: Params) -> "BoundSeparableCritic":
+        """Make a function critic(x, z)."""
+        return BoundSeparableCritic(self, params)
+
 
 @dataclass(frozen=True)
-class BoundConcatCritic:
-    """A `ConcatCritic` with its parameters."""
+class BoundCritic:
+    """A critic of this module with its parameters."""
 
-    critic: ConcatCritic
+    critic: ConcatCritic | SeparableCritic
     params: Params
 
     def __call__(
@@ -218,19 +229,24 @@ class BoundConcatCritic:
         """Score each row of x with the same row of z."""
         return self.critic.apply(self.params, x, z)
 
+    def project(
+        self, x: Shaped[Array, " n *event"], z: Float[Array, " m features"]
+    ) -> tuple[Float[Array, " n width"], Float[Array, " m width"]]:
+        """What of a pair depends on one side only."""
+        return self.critic.project(self.params, x, z)
+
+    def score_projected(
+        self, x: Float[Array, "*#pairs width"], z: Float[Array, "*#pairs width"]
+    ) -> Float[Array, "*pairs"]:
+        """Score pairs of what `project` returned."""
+        return self.critic.score_projected(self.params, x, z)
+
 
 @dataclass(frozen=True)
-class BoundSeparableCritic:
+class BoundSeparableCritic(BoundCritic):
     """A `SeparableCritic` with its parameters."""
 
     critic: SeparableCritic
-    params: Params
-
-    def __call__(
-        self, x: Shaped[Array, " rows *event"], z: Float[Array, " rows features"]
-    ) -> Float[Array, " rows"]:
-        """Score each row of x with the same row of z."""
-        return self.critic.apply(self.params, x, z)
 
     def all_pairs(
         self, x: Shaped[Array, " n *event"], z: Float[Array, " m features"]
@@ -250,7 +266,8 @@ def score_all_pairs(
 
     A critic with a method `all_pairs(x, z)` does it its own way. Any other is called on blocks of
     pairs, whose inner values are computed again in the backward pass, so that memory stays bounded
-    by one block; a bound `ConcatCritic` computes its encoders and first layer only once per row.
+    by one block; a bound `ConcatCritic` computes its encoders and first layer only once per row. A
+    subclass with an `apply` of its own is called as any other critic.
 
     Args:
         critic: function that maps (rows, \*event) and (rows, features) to (rows,) scores.
@@ -272,7 +289,7 @@ def score_all_pairs(
     """
     if block_rows < 1:
         raise ValueError(f"Expected block_rows >= 1; got {block_rows}")
-    all_pairs: Critic | None = getattr(critic, "all_pairs", None)
+    all_pairs = _all_pairs_of(critic)
     if all_pairs is not None:
         scores = all_pairs(x, z)
         if scores.shape != (x.shape[0], z.shape[0]):
@@ -281,10 +298,29 @@ def score_all_pairs(
                 f"got {scores.shape}"
             )
         return scores
-    if isinstance(critic, BoundConcatCritic):
-        score_grid = partial(critic.critic.score_projected, critic.params)
-        return score_in_blocks(score_grid, *critic.critic.project(critic.params, x, z), block_rows)
+    if is_projecting(critic):
+        grid = partial(_score_projected_grid, critic)
+        return score_in_blocks(grid, *critic.project(x, z), block_rows)
     return score_in_blocks(partial(_score_grid, critic), x, z, block_rows)
+
+
+def is_projecting(critic: Critic) -> TypeGuard[BoundCritic]:
+    """Whether `project` and `score_projected` say what calling the critic does.
+
+    Not those of a subclass with an `apply` of its own.
+
+    Args:
+        critic: function that scores pairs.
+
+    Example:
+        >>> critic = ConcatCritic(x_dim=3, z_dim=2)
+        >>> is_projecting(critic.bind(critic.init(jax.random.key(0))))
+        True
+    """
+    own = (ConcatCritic, SeparableCritic)
+    return isinstance(critic, BoundCritic) and (
+        type(critic.critic).apply in {each.apply for each in own}
+    )
 
 
 def check_scores(scores: Shaped[Array, " *shape"], rows: int) -> None:
@@ -304,6 +340,19 @@ def check_scores(scores: Shaped[Array, " *shape"], rows: int) -> None:
         return
     remedy = "squeeze its last dimension" if scores.shape == (rows, 1) else "one score per row"
     raise ValueError(f"Expected critic(x, z) of shape ({rows},); got {scores.shape}: {remedy}")
+
+
+def _all_pairs_of(critic: Critic) -> Critic | None:
+    """A critic's own way to score all pairs, where it says what calling the critic does."""
+    if not isinstance(critic, BoundSeparableCritic):
+        all_pairs: Critic | None = getattr(critic, "all_pairs", None)
+        return all_pairs
+    inherited = type(critic.critic).all_pairs is SeparableCritic.all_pairs
+    return None if inherited and not is_projecting(critic) else critic.all_pairs
+
+
+def _score_projected_grid(critic: BoundCritic, x: Array, z: Array) -> Array:
+    return critic.score_projected(x[:, None], z[None])
 
 
 def _score_grid(critic: Critic, x: Array, z: Array) -> Array:

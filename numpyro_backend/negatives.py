@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, Key, Shaped
 
-from numpyro_backend.critics import Critic, check_scores, score_all_pairs
+from numpyro_backend.critics import Critic, check_scores, is_projecting, score_all_pairs
 from numpyro_backend.mutual_information import Bound, MutualInformationEstimate
 
 
@@ -40,10 +40,9 @@ def score_shifted(
     particles, num_data = z.shape[:2]
     offset = jax.random.randint(rng_key, (particles, 1), 1, num_data)
     others = (jnp.arange(num_data)[None] + offset) % num_data
-    shifted = jnp.take_along_axis(z, others[..., None], axis=1)
-    return PairScores(
-        _score(critic, x, z), _score(critic, x, shifted)[..., None], others[..., None]
-    )
+    own = jnp.broadcast_to(jnp.arange(num_data), others.shape)
+    joint, marginal = _score_choices(critic, x, z, jnp.stack([own, others]))
+    return PairScores(joint, marginal[..., None], others[..., None])
 
 
 def score_all(
@@ -99,8 +98,25 @@ def bound_information(
     )
 
 
+def _score_choices(
+    critic: Critic,
+    x: Shaped[Array, " particles data *event"],
+    z: Float[Array, "particles data features"],
+    choices: Int[Array, "sets particles data"],
+) -> Float[Array, "sets particles data"]:
+    """Scores of every datum with the one of its particle's codes that each set names."""
+    particles, num_data = z.shape[:2]
+    first = num_data * jnp.arange(particles)[None, :, None]
+    rows, codes = (array.reshape(-1, *array.shape[2:]) for array in (x, z))
+    if is_projecting(critic):
+        rows, codes = critic.project(rows, codes)
+        rows = rows.reshape(1, particles, num_data, -1)
+        return critic.score_projected(rows, codes[first + choices])
+    scores = [_score(critic, rows, codes[chosen.reshape(-1)]) for chosen in first + choices]
+    return jnp.stack(scores).reshape(choices.shape)
+
+
 def _score(critic: Critic, x: Array, z: Array) -> Array:
-    x_rows, z_rows = (array.reshape(-1, *array.shape[2:]) for array in (x, z))
-    scores = critic(x_rows, z_rows)
-    check_scores(scores, len(z_rows))
-    return scores.reshape(z.shape[:2])
+    scores = critic(x, z)
+    check_scores(scores, len(z))
+    return scores

@@ -4,10 +4,14 @@ r"""Critics: networks that score how well a code belongs to a datum.
 A critic takes x as (rows, \*event) and z as (rows, features) and returns (rows,) scores T(x, z).
 Any `torch.nn.Module` that does so serves; `ConcatCritic` and `SeparableCritic` are two that are
 ready. `score_all_pairs` scores every x with every z.
+
+A row that is in many pairs need not be computed for each: the critics of this module say in
+`project` what of a pair depends on one side only, and in `score_projected` the rest.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeGuard
 
 import torch
 from jaxtyping import Float, Shaped
@@ -82,16 +86,16 @@ class ConcatCritic(torch.nn.Module):
     def project(
         self, x: Shaped[Tensor, " n *event"], z: Float[Tensor, " m features"]
     ) -> tuple[Float[Tensor, " n width"], Float[Tensor, " m width"]]:
-        """Each side's share of the first layer, once per row however many pairs it is in."""
+        """Each side's share of the first layer."""
         x, z = self._encode(x, z)
         x_weight, z_weight = torch.split(self.first.weight, [self.x_dim, self.z_dim], 1)
         return linear(x, x_weight, self.first.bias), linear(z, z_weight)
 
     def score_projected(
-        self, x: Float[Tensor, " n width"], z: Float[Tensor, " m width"]
-    ) -> Float[Tensor, " n m"]:
-        """Score all pairs of what `project` returned."""
-        scores: Tensor = self.rest(x[:, None] + z).squeeze(2)
+        self, x: Float[Tensor, "*#pairs width"], z: Float[Tensor, "*#pairs width"]
+    ) -> Float[Tensor, "*pairs"]:
+        """Score pairs of what `project` returned."""
+        scores: Tensor = self.rest(x + z).squeeze(-1)
         return scores
 
     def _encode(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,21 +165,29 @@ class SeparableCritic(torch.nn.Module):
             ValueError: if x and z differ in rows, or their features from x_dim and z_dim.
         """
         _check_rows(x, z)
-        x, z = self._embed(x, z)
-        return (x * z).sum(1)
+        return self.score_projected(*self.project(x, z))
 
     def all_pairs(
         self, x: Shaped[Tensor, " n *event"], z: Float[Tensor, " m features"]
     ) -> Float[Tensor, " n m"]:
         """Score every x with every z: entry (i, j) is forward of x_i and z_j."""
-        x, z = self._embed(x, z)
+        x, z = self.project(x, z)
         return x @ z.T
 
-    def _embed(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    def project(
+        self, x: Shaped[Tensor, " n *event"], z: Float[Tensor, " m features"]
+    ) -> tuple[Float[Tensor, " n width"], Float[Tensor, " m width"]]:
+        """Each side's embedding."""
         return (
             self.x_embedding(encode("x", x, self.x_dim, self.x_encoder, z.dtype)),
             self.z_embedding(encode("z", z, self.z_dim, self.z_encoder, z.dtype)),
         )
+
+    def score_projected(
+        self, x: Float[Tensor, "*#pairs width"], z: Float[Tensor, "*#pairs width"]
+    ) -> Float[Tensor, "*pairs"]:
+        """Score pairs of what `project` returned."""
+        return (x * z).sum(-1)
 
 
 def score_all_pairs(
@@ -189,7 +201,8 @@ def score_all_pairs(
 
     A critic with a method `all_pairs(x, z)` does it its own way. Any other is called on blocks of
     pairs, whose inner values are computed again in the backward pass, so that memory stays bounded
-    by one block; a `ConcatCritic` computes its encoders and first layer only once per row.
+    by one block; a `ConcatCritic` computes its encoders and first layer only once per row. A
+    subclass with a `forward` of its own is called as any other critic.
 
     Args:
         critic: module that maps (rows, \*event) and (rows, features) to (rows,) scores.
@@ -210,7 +223,7 @@ def score_all_pairs(
     """
     if block_rows < 1:
         raise ValueError(f"Expected block_rows >= 1; got {block_rows}")
-    all_pairs: Callable[[Tensor, Tensor], Tensor] | None = getattr(critic, "all_pairs", None)
+    all_pairs = _all_pairs_of(critic)
     if all_pairs is not None:
         scores = all_pairs(x, z)
         if scores.shape != (x.shape[0], z.shape[0]):
@@ -219,9 +232,26 @@ def score_all_pairs(
                 f"got {tuple(scores.shape)}"
             )
         return scores
-    if isinstance(critic, ConcatCritic):
-        return score_in_blocks(critic.score_projected, *critic.project(x, z), block_rows)
+    if is_projecting(critic):
+        grid = partial(_score_projected_grid, critic)
+        return score_in_blocks(grid, *critic.project(x, z), block_rows)
     return score_in_blocks(partial(_score_grid, critic), x, z, block_rows)
+
+
+def is_projecting(critic: torch.nn.Module) -> TypeGuard[ConcatCritic | SeparableCritic]:
+    """Whether `project` and `score_projected` say what calling the critic does.
+
+    Not those of a subclass with a `forward` of its own.
+
+    Args:
+        critic: module that scores pairs.
+
+    Example:
+        >>> is_projecting(ConcatCritic(x_dim=3, z_dim=2)), is_projecting(torch.nn.Identity())
+        (True, False)
+    """
+    own = (ConcatCritic, SeparableCritic)
+    return isinstance(critic, own) and type(critic).forward in {each.forward for each in own}
 
 
 def check_scores(scores: Shaped[Tensor, " *shape"], rows: int) -> None:
@@ -243,6 +273,17 @@ def check_scores(scores: Shaped[Tensor, " *shape"], rows: int) -> None:
     raise ValueError(
         f"Expected critic(x, z) of shape ({rows},); got {tuple(scores.shape)}: {remedy}"
     )
+
+
+def _all_pairs_of(critic: torch.nn.Module) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """A critic's own way to score all pairs, where it says what calling the critic does."""
+    all_pairs: Callable[[Tensor, Tensor], Tensor] | None = getattr(critic, "all_pairs", None)
+    inherited = getattr(type(critic), "all_pairs", None) is SeparableCritic.all_pairs
+    return None if inherited and not is_projecting(critic) else all_pairs
+
+
+def _score_projected_grid(critic: ConcatCritic | SeparableCritic, x: Tensor, z: Tensor) -> Tensor:
+    return critic.score_projected(x[:, None], z)
 
 
 def _score_grid(critic: torch.nn.Module, x: Tensor, z: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from pyro_infovae._arrays.joining import joined
 from pyro_infovae._traces.runs import Program, Run, draw_prior
 from pyro_infovae.rows import Rows, data_of, pool, rows_of
 
@@ -40,7 +40,7 @@ class Group:
     def data(self) -> dict[str, Tensor]:
         """The observed values in the same plates, by site name, a row per row of the latents."""
         parts = [data_of(self.names, run.model, run.guide) for run in self.runs]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return {name: joined([part[name] for part in parts]) for name in parts[0]}
 
     def prior(self, draws: int) -> Rows:
         """The rows drawn afresh from the model, ``draws`` times, given all other latents."""

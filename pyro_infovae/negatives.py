@@ -8,14 +8,14 @@ same particle.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from pyro_infovae.critics import check_scores, score_all_pairs
+from pyro_infovae.critics import check_scores, is_projecting, score_all_pairs
 from pyro_infovae.mutual_information import Bound, MutualInformationEstimate
 
 
@@ -40,11 +40,11 @@ def score_shifted(
     data = torch.arange(num_data, device=z.device)
     offset = torch.randint(1, num_data, (particles, 1), device=z.device)
     shifted = (data + offset) % num_data
-    others = shifted[..., None] + num_data * torch.arange(values, device=z.device)
-    rows = torch.arange(particles, device=z.device)[:, None, None]
-    repeated = x[:, :, None].expand(-1, -1, values, *x.shape[2:])
-    joint = _score(critic, repeated, z.transpose(1, 2)).transpose(1, 2)
-    return PairScores(joint, _score(critic, repeated, z.flatten(1, 2)[rows, others]), others)
+    value = num_data * torch.arange(values, device=z.device)
+    others = shifted[..., None] + value
+    own = (data[:, None] + value).expand_as(others)
+    joint, marginal = _score_choices(critic, x, z.flatten(1, 2), torch.stack([own, others]))
+    return PairScores(joint.transpose(1, 2), marginal, others)
 
 
 def score_all(
@@ -111,7 +111,32 @@ def _per_row(
     return marginal[:, None].expand(-1, values, -1, -1).flatten(0, 2)
 
 
+def _score_choices(
+    critic: nn.Module,
+    x: Shaped[Tensor, " particles data *event"],
+    z: Float[Tensor, "particles codes features"],
+    choices: Int[Tensor, "sets particles data chosen"],
+) -> Sequence[Float[Tensor, "particles data chosen"]]:
+    """Scores of every datum with those of its particle's codes that each set names."""
+    particles, codes = z.shape[:2]
+    first = codes * torch.arange(particles, device=z.device)[:, None, None]
+    rows, code_rows = x.flatten(0, 1), z.flatten(0, 1)
+    if is_projecting(critic):
+        rows, code_rows = critic.project(rows, code_rows)
+        chosen = code_rows.index_select(0, (first + choices).flatten())
+        scores = critic.score_projected(
+            rows.view(*x.shape[:2], 1, -1), chosen.view(*choices.shape, -1)
+        )
+        return scores.unbind()
+    pairs = choices.shape[1:]
+    repeated = x[:, :, None].expand(*pairs, *x.shape[2:]).flatten(0, 2)
+    return [
+        _score(critic, repeated, code_rows.index_select(0, chosen.flatten())).view(pairs)
+        for chosen in first + choices
+    ]
+
+
 def _score(critic: nn.Module, x: Tensor, z: Tensor) -> Tensor:
-    scores: Tensor = critic(x.flatten(0, 2), z.flatten(0, 2))
-    check_scores(scores, z.shape[:3].numel())
-    return scores.view(z.shape[:3])
+    scores: Tensor = critic(x, z)
+    check_scores(scores, len(z))
+    return scores

@@ -13,6 +13,7 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_infovae._arrays.joining import joined
 from pyro_infovae._traces.row_weights import enumerated_sites, row_weights
 from pyro_infovae.sites import (
     FLOWED,
@@ -49,7 +50,7 @@ class Rows:
     @property
     def values(self) -> Float[Tensor, "rows features"]:
         """The features of all latents of the group side by side."""
-        return torch.cat(tuple(self.latents.values()), dim=-1)
+        return joined(tuple(self.latents.values()), dim=-1)
 
 
 def pool(parts: Sequence[Rows]) -> Rows:
@@ -59,8 +60,8 @@ def pool(parts: Sequence[Rows]) -> Rows:
         return first
     weights = [weights_or_ones(part) for part in parts] if _any_weighted(parts) else None
     return Rows(
-        latents={name: torch.cat([part.latents[name] for part in parts]) for name in first.latents},
-        weights=None if weights is None else torch.cat(weights),
+        latents={name: joined([part.latents[name] for part in parts]) for name in first.latents},
+        weights=None if weights is None else joined(weights),
         num_data=first.num_data,
         total=first.total,
     )

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from pyro.infer.elbo import ELBO
 from torch import Tensor
 
+from pyro_infovae._arrays.joining import joined
 from pyro_infovae._traces.runs import is_number
 from pyro_infovae.groups import Group
 from pyro_infovae.kernels import RBF, Kernel
@@ -206,7 +207,7 @@ def _normals(group: Group, name: str, program: str) -> Float[Tensor, "rows param
                 f"has {messages[name]['fn']}: use estimator='unbiased'"
             )
         parts.append(torch.cat(rows, dim=-1))
-    return torch.cat(parts)
+    return joined(parts)
 
 
 def _check_weights(alpha: float | Tensor, lambd: float | Tensor) -> None:

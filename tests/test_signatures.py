@@ -50,7 +50,7 @@ NUMPYRO_ARGUMENTS = {"rng_key", "params"}
 # Each half has its framework's own default.
 OWN_DEFAULTS = {"vectorize_particles", "activation"}
 # JAX keeps parameters beside a critic: these are a critic with its parameters.
-NUMPYRO_NAMES = {"BoundConcatCritic", "BoundSeparableCritic"}
+NUMPYRO_NAMES = {"BoundCritic", "BoundSeparableCritic"}
 # The frameworks' own ways to a loss, and to parameters.
 OWN_METHODS = {
     "loss",

@@ -40,7 +40,7 @@ def simplify(module: GraphModule) -> None:
     for node in list(module.graph.nodes):
         if _is_columns_of_product(node):
             node.replace_all_uses_with(_product_of_columns(node))
-    module.graph.eliminate_dead_code(_has_effect)
+    module.graph.eliminate_dead_code(has_effect)
     module.recompile()
 
 
@@ -119,7 +119,8 @@ def _product_of_columns(node: Node) -> Node:
         return graph.call_function(_aten.mm.default, (left, columns))
 
 
-def _has_effect(node: Node) -> bool:
+def has_effect(node: Node) -> bool:
+    """Whether an operation does more than return: it draws random numbers, or writes."""
     if node.op != "call_function":
         return node.op in ("placeholder", "output")
     schema = getattr(node.target, "_schema", None)

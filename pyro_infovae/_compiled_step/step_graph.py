@@ -27,6 +27,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_infovae._arrays.full_precision import without_autocast
+from pyro_infovae._compiled_step.constant_folding import fold_constants
 from pyro_infovae._compiled_step.graph_simplification import simplify
 
 Symbolic = Sequence[bool]
@@ -125,7 +126,7 @@ def trace(
     def admits(tensors: Sequence[Tensor]) -> bool:
         return guards is None or environment.evaluate_guards_expression(guards, tensors)
 
-    return StepGraph(module, module.forward, constants, admits)
+    return StepGraph(module, fold_constants(module).forward, constants, admits)
 
 
 class StandIns(TorchDispatchMode):

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from pyro_infovae._arrays.joining import joined
 from pyro_infovae._traces.runs import Run
 from pyro_infovae.groups import Group
 from pyro_infovae.sites import data_size, full_size, row_plates
@@ -70,7 +70,7 @@ def critic_data(
 def _of_arguments(data: Tensor, group: Group, num_rows: int) -> Shaped[Tensor, " rows *event"]:
     parts = [_minibatch(data, group, run) for run in group.runs]
     repeats = num_rows // sum(len(part) for part in parts)
-    return torch.cat([part.expand(repeats, *part.shape).flatten(0, 1) for part in parts])
+    return joined([part.expand(repeats, *part.shape).flatten(0, 1) for part in parts])
 
 
 def _minibatch(data: Tensor, group: Group, run: Run) -> Shaped[Tensor, " data *event"]:

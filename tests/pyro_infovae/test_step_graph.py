@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_infovae._arrays.checkpointing import checkpointed_gradient, graphs_kept
+from pyro_infovae._compiled_step.constant_folding import fold_constants
 from pyro_infovae._compiled_step.step_graph import StepGraph, trace
 from pyro_infovae.kernels import RBF
 from pyro_infovae.mmd import mmd_squared
@@ -180,3 +183,72 @@ def test_columns_of_a_product_that_nobody_reads_are_not_computed() -> None:
     assert operations(whole).count("aten.mm.default") == 1
     for ours, expected in zip(whole([a, b]), read_twice(a, b), strict=True):
         assert torch.equal(ours, expected)
+
+
+class Calls(TorchDispatchMode):
+    """The names of the operations that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def called(graph: StepGraph, *inputs: Tensor) -> list[str]:
+    with Calls() as calls:
+        graph(inputs)
+    return calls.names
+
+
+def offset(x: Tensor) -> tuple[Tensor, ...]:
+    steps = torch.arange(x.shape[0], dtype=x.dtype)[:, None] / 2
+    return (x * steps - torch.full_like(x, 3.0).neg(),)
+
+
+def test_what_depends_on_no_input_is_computed_once() -> None:
+    graph = trace(offset, [torch.rand(4, 3)], [(False, False)])
+    x = torch.rand(4, 3)
+    assert torch.equal(graph([x])[0], offset(x)[0])
+    assert called(graph, x) == ["aten.mul.Tensor", "aten.sub.Tensor"]
+
+
+def test_what_depends_on_an_open_size_is_not() -> None:
+    graph = trace(offset, [torch.rand(4, 3)], [(True, False)])
+    x = torch.rand(7, 3)
+    assert graph.admits([x])
+    assert torch.equal(graph([x])[0], offset(x)[0])
+
+
+def test_what_is_returned_or_written_into_is_made_at_every_call() -> None:
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        total = torch.zeros(3)
+        total.view(3, 1)[0].add_(x[0])
+        return torch.ones(2, 3)[:1], total * x
+
+    graph = trace(function, [torch.rand(3)], [(False,)])
+    x = torch.rand(3)
+    for _ in range(2):
+        returned, product = graph([x])
+        assert torch.equal(returned, torch.ones(1, 3))
+        assert torch.equal(product, torch.tensor([x[0], 0.0, 0.0]) * x)
+        returned.zero_()
+
+
+def test_a_large_constant_is_not_kept() -> None:
+    graph = trace(lambda x: (x + torch.ones(50, 50),), [torch.rand(50, 50)], [(False, False)])
+    folded = {
+        size: "aten.ones.default" not in str(fold_constants(graph.module, max_bytes=size).graph)
+        for size in (8 * 50 * 50, 8 * 50 * 50 - 1)
+    }
+    assert list(folded.values()) == [True, False]
+
+
+def test_draws_are_no_constants() -> None:
+    graph = trace(lambda x: (x * torch.rand(3).exp(),), [torch.rand(3)], [(False,)])
+    x = torch.rand(3)
+    assert not torch.equal(graph([x])[0], graph([x])[0])
