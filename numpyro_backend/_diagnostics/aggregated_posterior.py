@@ -17,6 +17,7 @@ from jax.nn import logsumexp
 from jaxtyping import Bool, Float, Int, Key, Shaped
 from numpyro.distributions import Distribution
 
+from numpyro_backend._arrays.shared_jit import shared_jit
 from numpyro_backend._diagnostics.data_runs import counts_of, first_of_each, minibatches
 from numpyro_backend._traces.data_checks import check_all_drawn, check_densities
 from numpyro_backend._traces.fresh_draws import (
@@ -130,7 +131,7 @@ def aggregated_posterior(
     check_densities(_ASKER, outline)
     parts = minibatches(_ASKER, outline)
     keys = jax.random.split(rng_key, (num_samples, len(parts)))
-    draw_codes = jax.jit(partial(_draw_codes, draws))
+    draw_codes = shared_jit(partial(_draw_codes, draws))
     runs = [
         [draw_codes(key, params, rows) for key, rows in zip(row, parts, strict=True)]
         for row in keys
@@ -142,7 +143,7 @@ def aggregated_posterior(
     values = jax.tree.map(
         lambda *parts: np.concatenate(parts), *(codes.values for run in runs for codes in run)
     )
-    log_sum = jax.jit(partial(_log_sum_over_data, draws, chunk_size))
+    log_sum = shared_jit(partial(_log_sum_over_data, draws, chunk_size))
     conditions = zip(keys[0], parts, np.split(is_kept, len(parts)), strict=True)
     mixture = np.logaddexp.reduce(
         [log_sum(key, params, *part, values) for key, *part in conditions]
@@ -243,7 +244,7 @@ def _check_conditionals(
     run: Sequence[_Codes],
 ) -> None:
     """Refuse q(z | x) that another run would not have drawn from."""
-    log_prob_of = jax.jit(partial(_log_prob_of, draws))
+    log_prob_of = shared_jit(partial(_log_prob_of, draws))
     for *both, rows, codes in zip(*keys, minibatches, run, strict=True):
         first, second = (log_prob_of(key, params, rows, codes.values) for key in both)
         for name in first:

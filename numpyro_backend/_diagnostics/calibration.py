@@ -15,6 +15,7 @@ from jax import Array
 from jaxtyping import Bool, Int, Key
 
 from numpyro_backend._arrays.rank_uniformity import chi_square_p_value
+from numpyro_backend._arrays.shared_jit import shared_jit
 from numpyro_backend._diagnostics.data_runs import check_finite, feature_names
 from numpyro_backend._diagnostics.progress import with_progress
 from numpyro_backend._diagnostics.simulation import DataArguments, Simulator
@@ -140,7 +141,7 @@ def simulation_based_calibration(
     first_key, runs_key = jax.random.split(rng_key)
     set_up(first_key, guide, args, kwargs)
     simulator = Simulator.of(_ASKER, first_key, params, model, args, kwargs, data_args)
-    rank = jax.jit(partial(_ranks, simulator, guide, sites, num_samples))
+    rank = shared_jit(partial(_ranks, simulator, guide, sites, num_samples))
     keys = jax.random.split(runs_key, num_simulations)
     simulations = with_progress(keys, total=num_simulations, label="calibration")
     ranked = [_counted(rank(key, params)) for key in simulations]

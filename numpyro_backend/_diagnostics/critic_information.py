@@ -16,6 +16,7 @@ from jax import Array
 from jax.example_libraries.optimizers import clip_grads
 from jaxtyping import Bool, Float, Int, Key, Shaped
 
+from numpyro_backend._arrays.shared_jit import shared_jit
 from numpyro_backend._diagnostics.critic_batches import CodedBatch, CodedRows, DataPart, draw_rows
 from numpyro_backend._diagnostics.progress import with_progress
 from numpyro_backend._objectives.critic_parameters import CriticParameters, critic_parameters
@@ -133,14 +134,14 @@ def mutual_information(
     score_bound = get_bound(bound)
     set_up(rng_key, guide, args, kwargs)
     draws = FreshDraws(_ASKER, model, guide, args, kwargs, sites)
-    draw = partial(jax.jit(partial(draw_rows, draws, data)), params)
+    draw = partial(shared_jit(partial(draw_rows, draws, data)), params)
     rng = numpy_generator(rng_key)
     order = rng.permutation(draws.outline(rng_key, params).rows.total)
     is_held_out = np.isin(np.arange(len(order)), order[: round(held_out * len(order))])
     seen, unseen = (DataPart(_ASKER, draw, kept, rng) for kept in (~is_held_out, is_held_out))
     first, _ = seen.draw_kept(), unseen.draw_kept()
     fresh = critic_parameters(_standardised_critic(first) if critic is None else critic)
-    start = jax.jit(lambda key: fresh.init(key, lambda: (first.x, first.z)))(rng_key)
+    start = shared_jit(lambda key: fresh.init(key, lambda: (first.x, first.z)))(rng_key)
     trained = fresh.bind(
         _train(fresh, start, score_bound, seen.batches(batch_size), num_steps, learning_rate)
     )
@@ -205,7 +206,7 @@ def _train(
     """The critic's parameters after so many steps."""
     optimiser = numpyro.optim.Adam(learning_rate)
 
-    @jax.jit
+    @shared_jit
     def step(state: Any, batch: CodedBatch) -> Any:
         def loss(params: Any) -> Float[Array, ""]:
             scores = _score_batch(critic.bind(params), batch)
@@ -223,7 +224,7 @@ def _train(
 
 def _score(critic: Critic, batches: Iterator[CodedBatch], num_samples: int) -> _ScoredRows:
     """The scores of at least so many rows."""
-    score = jax.jit(partial(_score_batch, critic))
+    score = shared_jit(partial(_score_batch, critic))
     scored: list[_ScoredRows] = []
     while num_samples > 0:
         batch = next(batches)
@@ -242,7 +243,7 @@ def _estimate_and_error(
     """The bound, and its standard error by a jackknife that leaves out one group of data."""
     groups = np.unique(group)
     counted = np.concatenate([np.ones((1, len(group)), bool), group != groups[:, None]])
-    estimate = jax.jit(lambda scored: jax.lax.map(partial(_estimate, bound, scored), counted))
+    estimate = shared_jit(lambda scored: jax.lax.map(partial(_estimate, bound, scored), counted))
     first, *left_out = np.asarray(estimate(scored))
     variance = (len(groups) - 1) * np.var(left_out)
     return float(first), float(np.sqrt(variance))

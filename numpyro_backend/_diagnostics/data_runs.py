@@ -14,6 +14,7 @@ import numpyro
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key
 
+from numpyro_backend._arrays.shared_jit import shared_jit
 from numpyro_backend._diagnostics.progress import with_progress
 from numpyro_backend._traces.data_checks import check_batch_shape
 from numpyro_backend._traces.fresh_draws import (
@@ -249,7 +250,7 @@ def _per_minibatch(
     minibatches: Sequence[Minibatch],
     quantity: Quantity,
 ) -> Callable[[Key[Array, ""]], list[Any]]:
-    @jax.jit
+    @shared_jit
     def run(rng_key: Key[Array, ""], params: Mapping[str, Any], minibatch: Minibatch) -> Any:
         with numpyro.validation_enabled(False):
             return quantity(draws.draw(rng_key, params, minibatch))

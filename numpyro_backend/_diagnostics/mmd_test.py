@@ -19,6 +19,7 @@ from numpyro_backend._arrays.pair_statistics import (
     permutation_p_value,
     standard_error_of_pairs,
 )
+from numpyro_backend._arrays.shared_jit import shared_jit
 from numpyro_backend._diagnostics.data_runs import DataRun, DataRuns
 from numpyro_backend._traces.fresh_draws import numpy_generator
 from numpyro_backend._traces.runs import Program
@@ -146,7 +147,7 @@ def contrasts_of_codes(
         raise ValueError(f"{run.runs.draws.asker}: Expected at least 4 data; got {num_data}")
     posterior, prior = run.codes
     chosen = numpy_generator(rng_key).permutation(num_data)[:max_data]
-    contrasts = jax.jit(partial(pair_contrasts, kernel=kernel or RBF()))
+    contrasts = shared_jit(partial(pair_contrasts, kernel=kernel or RBF()))
     return np.array(contrasts(posterior[chosen], prior[chosen]), float)
 
 

@@ -16,6 +16,7 @@ from jax import Array
 from jaxtyping import Int, Key, Shaped
 from numpyro import handlers
 
+from numpyro_backend._arrays.shared_jit import shared_jit
 from numpyro_backend._traces.recording import Record
 from numpyro_backend._traces.runs import Program
 from numpyro_backend.sites import Sites
@@ -86,7 +87,7 @@ class Simulator:
                 of the arguments.
         """
 
-        @jax.jit
+        @shared_jit
         def run(
             rng_key: Key[Array, ""], params: Mapping[str, Any]
         ) -> tuple[Sites, dict[str, _DrawnData]]:

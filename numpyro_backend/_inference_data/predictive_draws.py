@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Key, Shaped
 from numpyro import handlers
 from numpyro.distributions import Unit
 
+from numpyro_backend._arrays.shared_jit import shared_jit
 from numpyro_backend._inference_data.axes import Axes, num_event_dims
 from numpyro_backend._inference_data.draws import Draws
 from numpyro_backend._traces.draw_chunks import in_chunks
@@ -103,7 +104,7 @@ class PredictiveSampler:
         """A draw for every key, in runs as :func:`in_chunks` has them."""
         filled = in_chunks(rng_keys, chunk_size, self.draw_size)
         size = filled.shape[1]
-        run = jax.jit(self._draw if size == 1 else jax.vmap(self._draw, in_axes=(0, None)))
+        run = shared_jit(self._draw if size == 1 else jax.vmap(self._draw, in_axes=(0, None)))
         given = {**self.params, **self._minibatch}
         try:
             parts = [jax.device_get(run(keys[0] if size == 1 else keys, given)) for keys in filled]

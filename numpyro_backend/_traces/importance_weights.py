@@ -17,6 +17,7 @@ from numpyro.distributions import Delta, Distribution, Unit
 from numpyro.primitives import CondIndepStackFrame
 from numpyro.util import not_jax_tracer
 
+from numpyro_backend._arrays.shared_jit import shared_jit
 from numpyro_backend._traces.draw_chunks import in_chunks
 from numpyro_backend._traces.fresh_draws import Trace, draw_traces, log_prob
 from numpyro_backend._traces.recording import Message
@@ -70,7 +71,7 @@ class ImportanceSampler:
             ValueError: naming the site: for a latent that only one of model and guide draws, a
                 point mass in the guide, or a site outside of a subsampled plate.
         """
-        return jax.jit(self._layout)(rng_key, self.params)
+        return shared_jit(self._layout)(rng_key, self.params)
 
     def log_weights(
         self, rng_keys: Key[Array, " samples"], layout: Layout, chunk_size: int | None
@@ -79,7 +80,7 @@ class ImportanceSampler:
         filled = in_chunks(rng_keys, chunk_size, layout.draw_size)
         size = filled.shape[1]
 
-        @jax.jit
+        @shared_jit
         def run(
             rng_keys: Key[Array, "chunks size"], given: Mapping[str, Any]
         ) -> Float[Array, "chunks size ..."]:
