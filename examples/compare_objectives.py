@@ -83,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         files = write_tables(results, options.out)
         figures = draw_all(results, options.out, latent_dim=options.latent_dim)
         files += [*figures, write_report(results, figures, settings, title, data, options.out)]
-        console.print(table(results, title=title), notes(data.levels), sep="\n")
+        shown = table(results, title=title, width=console.width)
+        console.print(shown, notes(data.levels), sep="\n")
         console.print("Saved", *files, sep="\n  ")
     return status
 

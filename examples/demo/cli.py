@@ -3,20 +3,12 @@
 import argparse
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import NoReturn
 
 from demo import backend, data
+from demo.parser import Parser
 
 EPOCHS = {"digits": 100, "mnist": 30, "fashion-mnist": 30}
 EPOCHS_TO_COLLAPSE = 60
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, and leaves the usage to `--help`."""
-
-    def error(self, message: str) -> NoReturn:
-        """Leave with status 2."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def build_parser(objectives: Collection[str], *, description: str | None) -> Parser:

@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 from demo.evaluation import ACTIVE, IMPORTANCE_SAMPLES, NEIGHBOURS
@@ -32,6 +33,7 @@ NOTES = (
     "mutual information of image and code, at most the log of the number of images; "
     f"{NEIGHBOURS}-NN: accuracy of a nearest-neighbour classifier on draws of the code."
 )
+_UNBOUNDED = 10_000
 LIKELIHOODS = {
     1: "p(x|z) is Bernoulli; the images were binarised once.",
     16: "p(x|z) is binomial: a pixel counts the inked cells out of 16.",
@@ -43,13 +45,24 @@ def notes(levels: int) -> str:
     return f"{NOTES} {LIKELIHOODS[levels]}"
 
 
-def table(results: Sequence[Result], *, title: str) -> Table:
-    """The results as a table for the terminal."""
+def table(results: Sequence[Result], *, title: str, width: int) -> Table:
+    """The results as a table for a terminal of so many columns.
+
+    Where a cell's mean and deviation do not fit side by side, they are put below one another.
+    """
+    names, rows = list(by_objective(results)), summary(results)
+    side_by_side = _table(title, names, rows)
+    if Console(width=_UNBOUNDED).measure(side_by_side).maximum <= width:
+        return side_by_side
+    return _table(title, names, [[cell.replace(" ±", "\n±") for cell in row] for row in rows])
+
+
+def _table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("", no_wrap=True)
-    for name in by_objective(results):
-        table.add_column(name, justify="right")
-    for row in summary(results):
+    for name in names:
+        table.add_column(name, justify="right", overflow="fold")
+    for row in rows:
         table.add_row(*row)
     return table
 

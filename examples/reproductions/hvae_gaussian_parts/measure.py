@@ -17,6 +17,7 @@ from hvae_gaussian_parts.problem import (
     maximum_likelihood,
     truth,
 )
+from reproduction.page import mean_and_spread
 
 MEASURES = ("error", "error_of_mle", "shortfall", "gap", "least_gap", "temperature")
 
@@ -91,9 +92,7 @@ def squared_distance(one: Parameters, other: Parameters) -> np.ndarray:
 
 def tabulate(runs: pd.DataFrame, size: int) -> pd.DataFrame:
     """Means and standard deviations over the data sets, beside the error to be expected of x̄."""
-    groups = runs.groupby(["dim", "method", "gradients", "steps"], sort=False)
-    columns = [*MEASURES, "distance_to_mle"]
-    table = groups[columns].mean().join(groups[columns].std().add_suffix("_sd"))
-    table = table.join(groups.size().rename("data_sets")).reset_index()
+    by, columns = ["dim", "method", "gradients", "steps"], [*MEASURES, "distance_to_mle"]
+    table = mean_and_spread(runs, by, columns).rename(columns={"seeds": "data_sets"})
     expected = {dim: expected_shift_error(truth(dim), size=size) for dim in table["dim"].unique()}
     return table.assign(expected_error=table["dim"].map(expected))

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from hvae_gaussian_parts.methods import PARTICLES
+from reproduction.comparing import in_words, order_by_spread
 
 REPORTED = """
 Caterini, Doucet, Sejdinovic, *Hamiltonian Variational Auto-Encoder* (arXiv 1805.11328), section
@@ -120,13 +121,9 @@ def _bounds(of: pd.DataFrame, dims: list[int], budget: int) -> str:
 
 
 def _with_spread(row: pd.Series, column: str) -> str:
-    return f"{row[column]:,.1f} ± {row[f'{column}_sd']:,.1f}"
+    return in_words(row, column, ",.1f")
 
 
 def _lower(one: pd.Series, other: pd.Series, column: str) -> str:
-    """Whether one is below the other by more than both spread over the data sets."""
-    spread = one[f"{column}_sd"] + other[f"{column}_sd"]
-    difference = other[column] - one[column]
-    if difference > spread:
-        return "is lower"
-    return "is higher" if -difference > spread else "differs by no more than the spread"
+    verdicts = {-1: "is lower", 0: "differs by no more than the spread", 1: "is higher"}
+    return verdicts[order_by_spread(one, other, column)]

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from hvae_images_parts.methods import VAE
+from reproduction.comparing import both_spreads, in_words, order_by_spread
 
 REPORTED = """
 Caterini, Doucet, Sejdinovic, *Hamiltonian Variational Auto-Encoder* (arXiv 1805.11328), table 1:
@@ -45,12 +46,12 @@ def found(table: pd.DataFrame) -> str:
     full, same_steps = vae.iloc[-1], vae.loc[best["steps"]]
     return "\n\n".join(
         [
-            f"The best HVAE is {best['method']}: {_with_spread(best, 'nll')} nats per image after "
+            f"The best HVAE is {best['method']}: {in_words(best, 'nll')} nats per image after "
             f"{best['gradients']:,} gradients, which are {best['steps']:,} steps.",
-            f"- At equal gradients the VAE has {_with_spread(full, 'nll')}: HVAE "
+            f"- At equal gradients the VAE has {in_words(full, 'nll')}: HVAE "
             f"{_verdict(best, full)}.\n"
             f"- At equal steps the VAE has "
-            f"{_with_spread(same_steps, 'nll')}: HVAE {_verdict(best, same_steps)}.\n"
+            f"{in_words(same_steps, 'nll')}: HVAE {_verdict(best, same_steps)}.\n"
             f"- {_count(final, vae)}",
             _bounds(best, full, same_steps),
             _flows(final),
@@ -60,7 +61,7 @@ def found(table: pd.DataFrame) -> str:
 
 def _count(final: pd.DataFrame, vae: pd.DataFrame) -> str:
     wins = [
-        sum(_verdict(row, other(row)).startswith("is better") for _, row in final.iterrows())
+        sum(order_by_spread(row, other(row), "nll") < 0 for _, row in final.iterrows())
         for other in (lambda row: vae.iloc[-1], lambda row: vae.loc[row["steps"]])
     ]
     return (
@@ -90,13 +91,10 @@ def _flows(final: pd.DataFrame) -> str:
     )
 
 
-def _with_spread(row: pd.Series, column: str) -> str:
-    return f"{row[column]:.2f} ± {row[f'{column}_sd']:.2f}"
-
-
 def _verdict(one: pd.Series, other: pd.Series) -> str:
-    difference = other["nll"] - one["nll"]
-    spread = one["nll_sd"] + other["nll_sd"]
-    if abs(difference) <= spread:
-        return f"differs by {-difference:+.2f}, no more than the seeds spread (± {spread:.2f})"
-    return f"is {'better' if difference > 0 else 'worse'} by {abs(difference):.2f}"
+    difference = one["nll"] - other["nll"]
+    sign = order_by_spread(one, other, "nll")
+    if sign == 0:
+        spread = both_spreads(one, other, "nll")
+        return f"differs by {difference:+.2f}, no more than the seeds spread (± {spread:.2f})"
+    return f"is {'better' if sign < 0 else 'worse'} by {abs(difference):.2f}"

@@ -5,7 +5,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TypeVar
+
+from demo.parser import Parser
 
 T = TypeVar("T")
 
@@ -35,14 +37,6 @@ class Options:
     def pick(self, *, check: T, quick: T, full: T) -> T:
         """The value of a setting for the effort that was asked for."""
         return {"check": check, "quick": quick, "full": full}[self.effort]
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, and leaves the usage to `--help`."""
-
-    def error(self, message: str) -> NoReturn:
-        """Leave with status 2."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def parse(
