@@ -100,9 +100,10 @@ def provenance(name: str, options: Options, also_used: Sequence[str] = ()) -> st
     """The command, the versions, the machine and the date."""
     packages = dict.fromkeys((*PACKAGES[options.backend], *also_used))
     versions = ", ".join(f"{package} {_version(package)}" for package in packages)
+    data = "" if options.data_dir is None else " --data-dir DIR"
     return (
         f"Written by `python examples/reproductions/{name}.py --{options.effort} "
-        f"--backend {options.backend}`; {versions}, Python {platform.python_version()}; "
+        f"--backend {options.backend}{data}`; {versions}, Python {platform.python_version()}; "
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, {options.device}; "
         f"{datetime.date.today().isoformat()}."
     )
