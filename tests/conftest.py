@@ -7,7 +7,7 @@ import pyro
 import pytest
 import torch
 
-pytest.register_assert_rewrite("tests.elbo_suite")
+pytest.register_assert_rewrite("tests.elbo_suite", "tests.pyro_infovae", "tests.numpyro_backend")
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,12 @@ def quick_double_precision() -> Iterator[None]:
 
 
 @pytest.fixture
+def double_precision() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
 def strict_ranks() -> Iterator[None]:
     """No array is broadcast to a rank that it has not; scalars are."""
     with jax.numpy_rank_promotion("raise"):

@@ -12,6 +12,7 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
 from numpyro.distributions import constraints
+from numpyro.primitives import mutable
 
 
 class Programs(NamedTuple):
@@ -173,3 +174,23 @@ def auxiliary() -> Programs:
             numpyro.sample("z", dist.Normal(numpyro.param("weight", 0.4) * u, 1.0))
 
     return Programs(model, guide, (data(),))
+
+
+def counting(num: int) -> tuple[Programs, list[str]]:
+    """A model with a mutable site that counts its runs and takes in what they drew."""
+    calls: list[str] = []
+
+    def model(x: Array) -> None:
+        calls.append("model")
+        state = mutable("state", {"runs": jnp.zeros(()), "z": jnp.zeros(num)})
+        with numpyro.plate("data", num):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        state["runs"] = state["runs"] + 1
+        state["z"] = z
+
+    def guide(x: Array) -> None:
+        with numpyro.plate("data", num):
+            numpyro.sample("z", dist.Normal(numpyro.param("loc", 0.5), 1.0))
+
+    return Programs(model, guide, (np.arange(float(num)),)), calls

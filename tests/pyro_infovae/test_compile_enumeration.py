@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pyro_infovae import SeparableCritic, TraceInfoMax_ELBO, TraceMMD_ELBO
 from pyro_infovae.compile import CompiledSVI
+from tests.pyro_infovae.compiled_steps import adam, same_as_svi
 from tests.pyro_infovae.programs import Programs, mixture
-from tests.pyro_infovae.test_compile import adam, same_as_svi
 
 pytestmark = pytest.mark.filterwarnings("ignore:TraceInfoMax_ELBO estimates mutual information")
 

@@ -1,4 +1,4 @@
-"""The flow against closed forms, Pyro's integrator, its Jacobian and finite differences."""
+"""The flow against closed forms, Pyro's integrator, and its Jacobian."""
 
 import math
 from collections.abc import Callable
@@ -10,37 +10,9 @@ import torch
 from pyro.ops import integrator
 from torch import Tensor
 
-from pyro_infovae._arrays.checkpointing import checkpointed_gradient
-from pyro_infovae.integrators import (
-    differentiable_velocity_verlet,
-    potential_grad,
-    tempered_leapfrog,
-)
+from pyro_infovae.integrators import differentiable_velocity_verlet, tempered_leapfrog
 from pyro_infovae.tempering import free_inverse_temperatures, inverse_temperatures
-
-Sites = dict[str, Tensor]
-
-
-def quartic(u: Sites) -> Tensor:
-    """A nonlinear potential that couples its two sites, row by row."""
-    return (
-        (0.5 * u["a"] ** 2).sum() + (u["b"] ** 4 / 4).sum() + (u["a"].sum(-1) * u["b"].sin()).sum()
-    )
-
-
-def force_of(potential: Callable[[Sites], Tensor]) -> Callable[[Sites], tuple[Sites, Tensor]]:
-    return partial(potential_grad, potential)
-
-
-def recomputed(potential: Callable[[Sites], Tensor]) -> Callable[[Sites], tuple[Sites, Tensor]]:
-    def gradient(u: Sites) -> tuple[Sites, Tensor]:
-        gradients, energy = checkpointed_gradient(
-            lambda *values: potential(dict(zip(u, values, strict=True))), tuple(u.values())
-        )
-        return dict(zip(u, gradients, strict=True)), energy
-
-    return gradient
-
+from tests.pyro_infovae.potentials import Sites, force_of, quartic, recomputed
 
 BETAS = {
     "none": inverse_temperatures(1.0, 4, "none"),
@@ -226,62 +198,6 @@ def test_pyros_module_is_untouched() -> None:
     assert integrator.velocity_verlet.__globals__ is vars(integrator)
 
 
-def test_steps_cost_one_gradient_each_and_one_more() -> None:
-    calls = 0
-
-    def counted(u: Sites) -> Tensor:
-        nonlocal calls
-        calls += 1
-        return quartic(u)
-
-    u = {"a": torch.randn(3, 2), "b": torch.randn(3)}
-    tempered_leapfrog(u, u, force_of(counted), BETAS["quadratic"], step_size=0.1)
-    assert calls == 5
-
-
-@pytest.mark.parametrize("force", [force_of, recomputed])
-@pytest.mark.parametrize("per_step", [False, True])
-@pytest.mark.parametrize("free", [False, True])
-def test_gradients_against_finite_differences(
-    force: Callable[..., Callable[[Sites], tuple[Sites, Tensor]]], per_step: bool, free: bool
-) -> None:
-    """In step sizes, beta_0 or the factors, the start, and the weights of a decoder."""
-    num_steps = 3
-    data = torch.randn(4, 3)
-
-    def endpoint(
-        epsilon_a: Tensor, epsilon_b: Tensor, temper: Tensor, u_a: Tensor, u_b: Tensor,
-        rho_a: Tensor, rho_b: Tensor, weight: Tensor, bias: Tensor,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
-        def potential(u: Sites) -> Tensor:
-            code = torch.cat([u["a"], u["b"][:, None]], -1)
-            error = (code @ weight + bias).tanh() - data
-            return 0.5 * (error**2).sum() + 0.5 * (code**2).sum()
-
-        beta = (
-            free_inverse_temperatures(temper) if free else inverse_temperatures(temper, num_steps)
-        )
-        u, rho, energy = tempered_leapfrog(
-            {"a": u_a, "b": u_b},
-            {"a": rho_a, "b": rho_b},
-            force(potential),
-            beta,
-            step_size={"a": epsilon_a, "b": epsilon_b},
-            per_step=per_step,
-        )
-        return u["a"], u["b"], rho["a"], rho["b"], energy
-
-    leading = (num_steps,) if per_step else ()
-    inputs = (
-        0.1 + 0.2 * torch.rand(*leading, 2), 0.1 + 0.2 * torch.rand(leading),
-        torch.tensor([0.9, 0.6, 0.8]) if free else torch.tensor(0.3),
-        torch.randn(4, 2), torch.randn(4), torch.randn(4, 2), torch.randn(4),
-        torch.randn(3, 3), torch.randn(3),
-    )  # fmt: skip
-    inputs = tuple(x.requires_grad_() for x in inputs)
-    assert torch.autograd.gradcheck(endpoint, inputs, eps=1e-5, atol=1e-6, rtol=1e-6)
-
-
 def test_importance_weights_of_the_flow_are_unbiased() -> None:
     """E[w] = p(x), for z ~ N(0, I), x | z ~ N(Az, I/4) and q(u_0) = N(0, I)."""
     num_draws, d, beta = 200_000, 3, inverse_temperatures(torch.tensor(0.3), 5)
@@ -317,28 +233,6 @@ def test_importance_weights_of_the_flow_are_unbiased() -> None:
     assert standard_error < 0.01
     assert (weights.mean() - 1).abs() < 4 * standard_error
     assert log_w.mean() < evidence
-
-
-def test_the_force_is_partial_where_one_site_is_computed_from_another() -> None:
-    a = torch.randn(3, 2, requires_grad=True)
-    b = a.sum(-1)
-    gradient, _ = potential_grad(quartic, {"a": a, "b": b})
-    expected, _ = potential_grad(quartic, {"a": a.detach(), "b": b.detach()})
-    torch.testing.assert_close(gradient, expected, rtol=0, atol=0)
-
-
-def test_no_graph_under_no_grad() -> None:
-    weight = torch.ones(3, 2, requires_grad=True)
-    u = {"a": torch.randn(3, 2), "b": torch.randn(3)}
-    with torch.no_grad():
-        state = tempered_leapfrog(
-            u,
-            u,
-            force_of(lambda u: quartic(u) + (weight * u["a"]).sum()),
-            BETAS["quadratic"],
-            step_size=weight[0, 0],
-        )
-    assert not any(t.requires_grad for t in (*state[0].values(), *state[1].values(), state[2]))
 
 
 def test_rows_do_not_touch_each_other() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_infovae import TraceHamiltonian_ELBO
 from tests.pyro_infovae import programs
+from tests.pyro_infovae.flows import warm
 from tests.pyro_infovae.programs import Programs
 
 
@@ -87,13 +88,10 @@ def linear_gaussian(seed: int) -> LinearGaussian:
     return LinearGaussian(Programs(model, guide, ()), evidence)
 
 
-def warm(beta_0: Tensor, k: int, num_steps: int) -> Tensor:
-    """A schedule of the user's that does not end at 1."""
-    return beta_0 + (0.9 - beta_0) * k / num_steps
-
-
 TEMPERINGS = ["quadratic", "free", "none", "constant", warm]
+
 STEPS = [1, 3, 10]
+
 BETAS = [0.3, 0.7, 1.0]
 
 
@@ -116,88 +114,87 @@ def settings(seed: int) -> dict[str, Any]:
     }
 
 
-class TestEvidence:
-    @pytest.mark.parametrize("seed", range(30))
-    def test_linear_gaussian(self, seed: int) -> None:
-        case = linear_gaussian(seed)
-        objective = TraceHamiltonian_ELBO(**settings(seed))
-        assert_evidence(log_weights(objective, case.programs, draws=40_000), case.evidence)
+@pytest.mark.parametrize("seed", range(30))
+def test_linear_gaussian(seed: int) -> None:
+    case = linear_gaussian(seed)
+    objective = TraceHamiltonian_ELBO(**settings(seed))
+    assert_evidence(log_weights(objective, case.programs, draws=40_000), case.evidence)
 
-    def test_gamma_poisson(self) -> None:
-        """Constrained support: rate ~ Gamma(3, 2), counts ~ Poisson(rate)."""
-        counts = torch.tensor([2.0, 4.0, 1.0])
 
-        def model() -> None:
-            rate = pyro.sample("rate", dist.Gamma(torch.tensor(3.0), torch.tensor(2.0)))
-            pyro.sample(
-                "x", dist.Poisson(rate.unsqueeze(-1).expand(*rate.shape, 3)).to_event(1), obs=counts
-            )
+def test_gamma_poisson() -> None:
+    """Constrained support: rate ~ Gamma(3, 2), counts ~ Poisson(rate)."""
+    counts = torch.tensor([2.0, 4.0, 1.0])
 
-        def guide() -> None:
-            pyro.sample("rate", dist.LogNormal(torch.tensor(0.3), torch.tensor(0.6)))
-
-        total, num = float(counts.sum()), len(counts)
-        evidence = (
-            3 * math.log(2)
-            - math.lgamma(3)
-            + math.lgamma(3 + total)
-            - (3 + total) * math.log(2 + num)
-            - sum(math.lgamma(float(c) + 1) for c in counts)
+    def model() -> None:
+        rate = pyro.sample("rate", dist.Gamma(torch.tensor(3.0), torch.tensor(2.0)))
+        pyro.sample(
+            "x", dist.Poisson(rate.unsqueeze(-1).expand(*rate.shape, 3)).to_event(1), obs=counts
         )
-        for tempering in ("quadratic", "free", warm):
-            objective = TraceHamiltonian_ELBO(4, 0.15, tempering=tempering, learn=False)
-            weights = log_weights(objective, Programs(model, guide, ()), draws=40_000)
-            assert_evidence(weights, evidence)
 
-    @pytest.mark.parametrize("auto", [AutoNormal, AutoMultivariateNormal])
-    def test_hierarchy_with_an_automatic_guide(self, auto: Callable[..., Any]) -> None:
-        """θ ~ N(0, 1), z_i ~ N(θ, 1), x_i ~ N(z_i, 1): x is a multivariate normal."""
-        x = torch.tensor([0.5, -1.0, 1.5])
+    def guide() -> None:
+        pyro.sample("rate", dist.LogNormal(torch.tensor(0.3), torch.tensor(0.6)))
 
-        def model() -> None:
-            theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
-            with pyro.plate("data", 3):
-                z = pyro.sample("z", dist.Normal(theta, 1.0))
-                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-        covariance = torch.ones(3, 3) + 2 * torch.eye(3)
-        evidence = dist.MultivariateNormal(torch.zeros(3), covariance).log_prob(x).item()
-        # Wider than the posterior, so that the weights have a variance.
-        guide = auto(model, init_scale=0.9, init_loc_fn=init_to_feasible)
-        guide()
-        objective = TraceHamiltonian_ELBO(3, 0.2, beta_0=0.6, learn=False)
+    total, num = float(counts.sum()), len(counts)
+    evidence = (
+        3 * math.log(2)
+        - math.lgamma(3)
+        + math.lgamma(3 + total)
+        - (3 + total) * math.log(2 + num)
+        - sum(math.lgamma(float(c) + 1) for c in counts)
+    )
+    for tempering in ("quadratic", "free", warm):
+        objective = TraceHamiltonian_ELBO(4, 0.15, tempering=tempering, learn=False)
         weights = log_weights(objective, Programs(model, guide, ()), draws=40_000)
         assert_evidence(weights, evidence)
 
-    def test_simplex_support(self) -> None:
-        """Unconstrained and constrained values differ in shape: a Dirichlet-multinomial."""
-        counts = torch.tensor([3.0, 1.0, 2.0])
 
-        def model() -> None:
-            p = pyro.sample("p", dist.Dirichlet(torch.tensor([2.0, 1.0, 1.5])))
-            pyro.sample("x", dist.Multinomial(6, p), obs=counts)
+@pytest.mark.parametrize("auto", [AutoNormal, AutoMultivariateNormal])
+def test_hierarchy_with_an_automatic_guide(auto: Callable[..., Any]) -> None:
+    """θ ~ N(0, 1), z_i ~ N(θ, 1), x_i ~ N(z_i, 1): x is a multivariate normal."""
+    x = torch.tensor([0.5, -1.0, 1.5])
 
-        def guide() -> None:
-            pyro.sample("p", dist.Dirichlet(torch.tensor([3.0, 2.0, 3.0])))
+    def model() -> None:
+        theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Normal(theta, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
-        evidence = dist.DirichletMultinomial(torch.tensor([2.0, 1.0, 1.5]), 6).log_prob(counts)
-        objective = TraceHamiltonian_ELBO(3, 0.1, learn=False)
-        weights = log_weights(objective, Programs(model, guide, ()), draws=40_000)
-        assert_evidence(weights, evidence.item())
+    covariance = torch.ones(3, 3) + 2 * torch.eye(3)
+    evidence = dist.MultivariateNormal(torch.zeros(3), covariance).log_prob(x).item()
+    # Wider than the posterior, so that the weights have a variance.
+    guide = auto(model, init_scale=0.9, init_loc_fn=init_to_feasible)
+    guide()
+    objective = TraceHamiltonian_ELBO(3, 0.2, beta_0=0.6, learn=False)
+    weights = log_weights(objective, Programs(model, guide, ()), draws=40_000)
+    assert_evidence(weights, evidence)
 
-    def test_some_latents_stay(self) -> None:
-        case = programs.hierarchical(num=3)
-        x = case.args[0]
-        covariance = (
-            (torch.ones(3, 3) + torch.eye(3)).repeat_interleave(3, 0).repeat_interleave(3, 1)
-        )
-        covariance = covariance + torch.eye(9)
-        evidence = (
-            dist.MultivariateNormal(torch.zeros(9), covariance).log_prob(x.reshape(-1)).item()
-        )
-        guide = AutoNormal(case.model, init_scale=0.5)
-        guide(x)
-        for sites in (["z"], ["theta"], None):
-            objective = TraceHamiltonian_ELBO(3, 0.15, sites=sites, learn=False)
-            weights = log_weights(objective, Programs(case.model, guide, (x,)), draws=60_000)
-            assert_evidence(weights, evidence)
+
+def test_simplex_support() -> None:
+    """Unconstrained and constrained values differ in shape: a Dirichlet-multinomial."""
+    counts = torch.tensor([3.0, 1.0, 2.0])
+
+    def model() -> None:
+        p = pyro.sample("p", dist.Dirichlet(torch.tensor([2.0, 1.0, 1.5])))
+        pyro.sample("x", dist.Multinomial(6, p), obs=counts)
+
+    def guide() -> None:
+        pyro.sample("p", dist.Dirichlet(torch.tensor([3.0, 2.0, 3.0])))
+
+    evidence = dist.DirichletMultinomial(torch.tensor([2.0, 1.0, 1.5]), 6).log_prob(counts)
+    objective = TraceHamiltonian_ELBO(3, 0.1, learn=False)
+    weights = log_weights(objective, Programs(model, guide, ()), draws=40_000)
+    assert_evidence(weights, evidence.item())
+
+
+def test_some_latents_stay() -> None:
+    case = programs.hierarchical(num=3)
+    x = case.args[0]
+    covariance = (torch.ones(3, 3) + torch.eye(3)).repeat_interleave(3, 0).repeat_interleave(3, 1)
+    covariance = covariance + torch.eye(9)
+    evidence = dist.MultivariateNormal(torch.zeros(9), covariance).log_prob(x.reshape(-1)).item()
+    guide = AutoNormal(case.model, init_scale=0.5)
+    guide(x)
+    for sites in (["z"], ["theta"], None):
+        objective = TraceHamiltonian_ELBO(3, 0.15, sites=sites, learn=False)
+        weights = log_weights(objective, Programs(case.model, guide, (x,)), draws=60_000)
+        assert_evidence(weights, evidence)

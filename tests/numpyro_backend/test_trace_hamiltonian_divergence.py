@@ -1,0 +1,68 @@
+"""A flow that diverges does not spoil the training."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from jax import Array
+from numpyro import handlers
+from numpyro.optim import Adam
+
+import numpyro_backend
+from numpyro_backend import TraceHamiltonian_ELBO
+from tests.numpyro_backend.flows import fixed
+from tests.numpyro_backend.steps import Params
+
+pytestmark = pytest.mark.usefixtures("quick_double_precision")
+
+
+def test_stable_update_leaves_a_divergence_out() -> None:
+    def model() -> None:
+        with numpyro.plate("data", 16):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(jnp.exp(3 * z), 1e-3), obs=jnp.ones(16))
+
+    def guide() -> None:
+        with numpyro.plate("data", 16):
+            numpyro.sample("z", dist.Normal(numpyro.param("loc", 0.3), 1.0))
+
+    elbo = TraceHamiltonian_ELBO(10, 0.4, max_step_size=5.0)
+    svi = numpyro_backend.SVI(model, guide, Adam(1e-2), elbo)
+
+    @jax.jit
+    def step() -> tuple[Params, Params, Params, Array]:
+        state = svi.init(jax.random.key(0))
+        (spoilt, _), (after, loss) = svi.update(state), svi.stable_update(state)
+        return *(svi.optim.get_params(s.optim_state) for s in (state, spoilt, after)), loss
+
+    before, spoilt, after, loss = step()
+    assert not np.isfinite(loss)
+    for name, value in before.items():
+        assert np.isnan(spoilt[name]), name
+        assert after[name] == value, name
+
+
+def test_a_row_that_diverged_stays_where_it_was_drawn() -> None:
+    def model() -> None:
+        with numpyro.plate("data", 2):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(z, jnp.array([1.0, 1e-200])), obs=jnp.ones(2))
+
+    def guide() -> None:
+        with numpyro.plate("data", 2):
+            numpyro.sample("z", dist.Normal(0.0, 1.0))
+
+    @jax.jit
+    def draw() -> tuple[Array, Array, Array]:
+        site = handlers.trace(handlers.seed(fixed().refine(model, guide), 0)).get_trace()["z"]
+        start = handlers.trace(handlers.seed(guide, 0)).get_trace()["z"]["value"]
+        return start, site["value"], site["fn"].log_prob(site["value"])
+
+    start, end, log_prob = draw()
+    assert start[0] != end[0]
+    assert start[1] == end[1]
+    np.testing.assert_array_equal(np.isnan(log_prob), [False, True])

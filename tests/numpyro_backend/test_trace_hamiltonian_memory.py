@@ -1,0 +1,50 @@
+"""The memory that a gradient of TraceHamiltonian_ELBO takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from jax import Array
+
+from numpyro_backend import TraceHamiltonian_ELBO
+from tests.numpyro_backend.programs import Programs
+from tests.numpyro_backend.steps import Params, initial, wrapped
+
+
+def test_memory_does_not_grow_with_the_steps() -> None:
+    """The gradient of a VAE (784-256-20, a minibatch of 128): 50 steps against 1."""
+
+    def dense(name: str, sizes: tuple[int, int], inputs: Array) -> Array:
+        weight = numpyro.param(f"{name}.weight", jnp.full(sizes, 0.01))
+        return inputs @ weight + numpyro.param(f"{name}.bias", jnp.zeros(sizes[1]))
+
+    def model(x: Array) -> None:
+        with numpyro.plate("data", 60_000, subsample_size=128):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros(20), 1.0).to_event(1))
+            logits = dense("out", (256, 784), jnp.tanh(dense("code", (20, 256), z)))
+            numpyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    def guide(x: Array) -> None:
+        with numpyro.plate("data", 60_000, subsample_size=128):
+            hidden = jnp.tanh(dense("hidden", (784, 256), x))
+            scale = jnp.exp(dense("log_scale", (256, 20), hidden))
+            loc = dense("loc", (256, 20), hidden)
+            numpyro.sample("z", dist.Normal(loc, scale).to_event(1))
+
+    args = (np.zeros((128, 784), np.float32),)
+    memory = []
+    for num_steps in (1, 50):
+        elbo = TraceHamiltonian_ELBO(num_steps)
+        case = wrapped(elbo, Programs(model, guide, args))
+
+        def loss(params: Params, elbo: TraceHamiltonian_ELBO = elbo, case: Any = case) -> Array:
+            return elbo.loss(jax.random.key(0), params, *case[:2], *case.args)
+
+        compiled = jax.jit(jax.value_and_grad(loss)).lower(initial(case)).compile()
+        memory.append(compiled.memory_analysis().temp_size_in_bytes)
+    assert memory[1] < 1.5 * memory[0]

@@ -1,0 +1,144 @@
+"""TraceHamiltonian_ELBO on modules: parameters, dropout, and the objective as one."""
+
+from __future__ import annotations
+
+import gc
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions import constraints
+from pyro.infer import SVI
+from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule, PyroParam, PyroSample
+from torch import Tensor, nn
+
+from pyro_infovae import TraceHamiltonian_ELBO
+from tests.pyro_infovae import programs
+from tests.pyro_infovae.flows import assert_gradients, flow
+from tests.pyro_infovae.programs import Programs
+
+
+class Decoder(PyroModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = PyroParam(torch.tensor([0.5, 0.3]))
+        self.scale = PyroParam(torch.tensor(0.6), constraints.positive)
+        self.linear = PyroModule[nn.Linear](2, 3)
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            loc = torch.tanh(self.linear(z * self.weight))
+            pyro.sample("x", dist.Normal(loc, self.scale).to_event(1), obs=x)
+
+
+class Encoder(PyroModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.code = nn.Linear(3, 2)
+        self.spread = PyroParam(torch.full((2,), 0.4), constraints.positive)
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.code(x), self.spread).to_event(1))
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_gradients_of_constrained_parameters(local: bool) -> None:
+    with pyro.settings.context(module_local_params=local):
+        case = Programs(Decoder(), Encoder(), (programs.data(4),))
+        elbo = flow()
+        module = elbo(case.model, case.guide)
+        assert_gradients(case, elbo=elbo, parameters=dict(module.named_parameters()))
+
+
+def test_a_bayesian_network() -> None:
+    class Regression(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = PyroModule[nn.Linear](2, 1)
+            prior = dist.Normal(0.0, 1.0)
+            self.linear.weight = PyroSample(prior.expand([1, 2]).to_event(2))
+            self.linear.bias = PyroSample(prior.expand([1]).to_event(1))
+
+        def forward(self, x: Tensor, y: Tensor) -> None:
+            loc = self.linear(x).squeeze(-1)
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Normal(loc, 0.5), obs=y)
+
+    model, x = Regression(), programs.data(6, 2)
+    guide = AutoNormal(model, init_scale=0.3)
+    assert_gradients(Programs(model, guide, (x, x.sum(-1))))
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_dropout_draws_the_same_in_backward(train: bool) -> None:
+    decoder = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 3)).train(train)
+
+    def model(x: Tensor) -> None:
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 0.5).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            loc, scale = programs._encoder(x, 2)
+            pyro.sample("z", dist.Normal(loc, scale).to_event(1))
+
+    assert_gradients(Programs(model, guide, (programs.data(4),)))
+
+
+def test_a_module_has_the_flow_as_parameters() -> None:
+    class Model(pyro.nn.PyroModule):
+        def forward(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z, 0.3), obs=x)
+
+    with pyro.settings.context(module_local_params=True):
+        model = Model()
+        module = TraceHamiltonian_ELBO(3)(model, AutoNormal(model))
+        x = torch.randn(10)
+        module(x)
+        names = {name for name, _ in module.named_parameters()}
+        assert {"flow.step_size_unconstrained", "flow.beta_0_unconstrained"} < names
+        optimiser = torch.optim.Adam(module.parameters(), 1e-2)
+        losses = []
+        for _ in range(100):
+            optimiser.zero_grad()
+            loss = module(x)
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item())
+        assert sum(losses[-20:]) < sum(losses[:20])
+
+
+def test_minibatches_of_a_data_loader() -> None:
+    loader = torch.utils.data.DataLoader(programs.data(64), batch_size=13)
+    svi = SVI(Decoder(), Encoder(), pyro.optim.Adam({"lr": 0.01}), loss=flow())
+    losses = [sum(svi.step(batch) for batch in loader) for _ in range(10)]
+    assert losses[-1] < losses[0]
+
+
+def test_200_steps_hold_no_memory() -> None:
+    svi = SVI(Decoder(), Encoder(), pyro.optim.Adam({"lr": 1e-3}), loss=flow())
+    x = programs.data(16)
+
+    def tensors() -> int:
+        return sum(type(item) in (Tensor, nn.Parameter) for item in gc.get_objects())
+
+    for _ in range(5):
+        svi.step(x)
+    gc.collect()
+    before = tensors()
+    gc.disable()
+    try:
+        for _ in range(200):
+            svi.step(x)
+        # Without the collector, so that cycles that keep a step's graph alive would show.
+        assert tensors() < before + 50
+    finally:
+        gc.enable()
