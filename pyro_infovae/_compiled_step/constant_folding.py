@@ -54,9 +54,9 @@ def fold_constants(module: GraphModule, *, max_bytes: int = MAX_BYTES) -> GraphM
         if all(user in constants for user in node.users):
             continue
         name = f"_constant_{i}"
-        setattr(folded, name, value)
+        folded.register_buffer(name, value)
         with folded.graph.inserting_before(node):
-            kept = folded.graph.create_node("get_attr", name)
+            kept = folded.graph.get_attr(name)
         kept.meta = dict(node.meta)
         node.replace_all_uses_with(kept)
     folded.graph.eliminate_dead_code(has_effect)

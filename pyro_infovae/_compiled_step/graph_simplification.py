@@ -37,6 +37,8 @@ def simplify(module: GraphModule) -> None:
     for node in list(module.graph.nodes):
         if (shorter := _same_tensor(node) or _one_view(node)) is not None:
             node.replace_all_uses_with(shorter)
+    # Views that nobody reads any more would count as readers of what they view.
+    module.graph.eliminate_dead_code(has_effect)
     for node in list(module.graph.nodes):
         if _is_columns_of_product(node):
             node.replace_all_uses_with(_product_of_columns(node))
