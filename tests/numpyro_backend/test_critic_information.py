@@ -61,10 +61,15 @@ class Witness:
 
     def bind(self, weight: Array) -> Any:
         def critic(x: Array, z: Array) -> Array:
-            jax.debug.callback(lambda w, x: self.seen.append((float(w), np.unique(x))), weight, x)
+            jax.debug.callback(self._note, weight, x)
             return weight * z[:, 0]
 
         return critic
+
+    def _note(self, weight: Array, x: Array) -> None:
+        # Of which precision they are depends on the thread that the callback runs in.
+        single, data = np.float32(weight), np.asarray(x, np.float32)
+        self.seen.append((float(single), np.unique(data)))
 
     @property
     def trained(self) -> set[float]:
@@ -121,7 +126,7 @@ class TestMutualInformation:
             batch_size=8,
             num_samples=20_000,
         )
-        x = np.array(sorted(critic.evaluated))
+        x = np.array(sorted(critic.evaluated), float)
         assert report.num_data == len(x) == 20
         error = x.std(ddof=1) / math.sqrt(20)
         assert report.estimate == pytest.approx(x.mean(), abs=0.05 * error)
