@@ -14,9 +14,10 @@ import numpyro
 import pytest
 from jax import Array
 from numpyro import handlers
-from numpyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
+from numpyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.elbo import ELBO
+from numpyro.optim import Adam
 
 from numpyro_backend import TraceMMD_ELBO
 from tests.numpyro_backend import programs
@@ -157,3 +158,17 @@ class WithParameter(Trace_ELBO):
     ) -> dict[str, Any]:
         result = super().loss_with_mutable_state(rng_key, param_map, *args, **kwargs)
         return {**result, "loss": result["loss"] + (param_map["own"] - 3.0) ** 2}
+
+
+def assert_update_compiled_once(num: int, svi_class: type[SVI], loss: ELBO) -> None:
+    """The programs run in Python for the first update only, and in the compiled one ever after."""
+    (model, guide, args), calls = programs.counting(num)
+    svi = svi_class(model, guide, Adam(1e-2), loss=loss)
+    state = svi.init(jax.random.key(0), *args)
+    update = jax.jit(svi.update)
+    state, _ = update(state, *args)
+    traced = len(calls)
+    for _ in range(3):
+        state, _ = update(state, *args)
+    assert len(calls) == traced
+    assert state.mutable_state["state"]["runs"] == 1 + 4

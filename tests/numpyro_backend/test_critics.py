@@ -1,7 +1,7 @@
 """The same critics as the PyTorch half, with its weights, and what only JAX can get wrong."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,14 +15,9 @@ from jax.extend.core import jaxprs_in_params
 
 import numpyro_backend.critics as ours
 import pyro_infovae.critics as twin
+from tests.numpyro_backend.error_messages import message_of
 
-pytestmark = pytest.mark.usefixtures("strict_ranks")
-
-
-@pytest.fixture(autouse=True)
-def double_precision() -> Iterator[None]:
-    with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):
-        yield
+pytestmark = pytest.mark.usefixtures("double_precision", "strict_ranks")
 
 
 def layer_params(layer: torch.nn.Module) -> dict[str, np.ndarray]:
@@ -244,12 +239,6 @@ def test_memory_is_bounded_by_one_block(kind: str) -> None:
 
 
 # --- the user's mistakes --------------------------------------------------------------------------
-
-
-def message_of(call: Callable[[], Any]) -> str:
-    with pytest.raises(ValueError, match=r"^Expected .*; *got ") as caught:
-        call()
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("shape", [(128, 1), (64,), (), (128, 128)])

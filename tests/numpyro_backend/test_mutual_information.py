@@ -3,7 +3,7 @@
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -19,16 +19,10 @@ from jax import Array
 import numpyro_backend.mutual_information as ours
 import pyro_infovae.mutual_information as twin
 
-pytestmark = pytest.mark.usefixtures("strict_ranks")
+pytestmark = pytest.mark.usefixtures("double_precision", "strict_ranks")
 
 NAMES = list(ours.BOUNDS)
 ROWS, NEGATIVES = 6, 4
-
-
-@pytest.fixture(autouse=True)
-def double_precision() -> Iterator[None]:
-    with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):
-        yield
 
 
 def draw_scores(layout: str = "all", seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

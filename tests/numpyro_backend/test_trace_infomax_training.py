@@ -25,7 +25,13 @@ from numpyro_backend.trace_infomax_elbo import TraceInfoMax_ELBO
 from tests.numpyro_backend import programs
 from tests.numpyro_backend.programs import Programs
 from tests.numpyro_backend.recording import CRITIC, concat
-from tests.numpyro_backend.steps import Params, seeded, trained, wrapped
+from tests.numpyro_backend.steps import (
+    Params,
+    assert_update_compiled_once,
+    seeded,
+    trained,
+    wrapped,
+)
 
 pytestmark = [
     pytest.mark.usefixtures("quick_double_precision"),
@@ -135,17 +141,7 @@ def test_the_state_of_the_model_is_that_of_the_first_particle(base: Callable[...
 
 
 def test_update_is_compiled_once() -> None:
-    (model, guide, args), calls = programs.counting(64)
-    loss = TraceInfoMax_ELBO(concat(1, 1))
-    svi = numpyro_backend.SVI(model, guide, Adam(1e-2), loss=loss)
-    state = svi.init(jax.random.key(0), *args)
-    update = jax.jit(svi.update)
-    state, _ = update(state, *args)
-    traced = len(calls)
-    for _ in range(3):
-        state, _ = update(state, *args)
-    assert len(calls) == traced
-    assert state.mutable_state["state"]["runs"] == 1 + 4
+    assert_update_compiled_once(64, numpyro_backend.SVI, TraceInfoMax_ELBO(concat(1, 1)))
 
 
 def test_a_point_mass_guide_without_kl() -> None:

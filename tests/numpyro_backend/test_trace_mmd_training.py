@@ -16,7 +16,7 @@ from numpyro.optim import Adam
 import numpyro_backend
 from numpyro_backend import TraceMMD_ELBO
 from tests.numpyro_backend import programs
-from tests.numpyro_backend.steps import Params, WithParameter, trained
+from tests.numpyro_backend.steps import Params, WithParameter, assert_update_compiled_once, trained
 
 pytestmark = pytest.mark.usefixtures("quick_double_precision")
 
@@ -48,16 +48,7 @@ def test_the_state_is_that_of_the_first_particle(base: Callable[..., Any]) -> No
 
 
 def test_update_is_compiled_once() -> None:
-    (model, guide, args), calls = programs.counting(4)
-    svi = SVI(model, guide, Adam(1e-2), loss=TraceMMD_ELBO(0.0, 10.0))
-    state = svi.init(jax.random.key(0), *args)
-    update = jax.jit(svi.update)
-    state, _ = update(state, *args)
-    traced = len(calls)
-    for _ in range(3):
-        state, _ = update(state, *args)
-    assert len(calls) == traced
-    assert state.mutable_state["state"]["runs"] == 1 + 4
+    assert_update_compiled_once(4, SVI, TraceMMD_ELBO(0.0, 10.0))
 
 
 def test_trains_with_and_without_a_progress_bar() -> None:

@@ -9,7 +9,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
 from pyro_infovae._diagnostics.data_runs import DataRuns, feature_names
@@ -22,6 +21,7 @@ from pyro_infovae.diagnostics import (
     summarise,
 )
 from tests.pyro_infovae import programs
+from tests.pyro_infovae.param_store import assert_untouched
 from tests.pyro_infovae.programs import Programs
 
 OVER_THE_DATA: dict[str, Callable[..., Any]] = {
@@ -170,20 +170,4 @@ def test_parameters_are_left_alone(diagnostic: str) -> None:
 
     few = {} if diagnostic in ("mmd_test", "suggest_lambd") else {"num_samples": 4}
 
-    def ask() -> None:
-        ALL[diagnostic](case.model, case.guide, *case.args, **few)
-
-    ask()
-    store = pyro.get_param_store()
-    assert not list(store)
-    SVI(case.model, case.guide, pyro.optim.Adam({"lr": 1e-2}), loss=Trace_ELBO()).step(*case.args)
-    before = {name: (value, value.detach().clone()) for name, value in store._params.items()}
-    for value, _ in before.values():
-        value.grad = None
-    ask()
-    assert store._params.keys() == before.keys()
-    for name, (value, copied) in before.items():
-        assert store._params[name] is value
-        assert torch.equal(value, copied)
-        assert value.grad is None
-    assert torch.is_grad_enabled()
+    assert_untouched(case, lambda: ALL[diagnostic](case.model, case.guide, *case.args, **few))

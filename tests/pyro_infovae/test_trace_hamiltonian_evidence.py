@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_infovae import TraceHamiltonian_ELBO
 from tests.pyro_infovae import programs
-from tests.pyro_infovae.flows import warm
+from tests.pyro_infovae.flows import normal_hierarchy, warm
 from tests.pyro_infovae.programs import Programs
 
 
@@ -150,23 +150,13 @@ def test_gamma_poisson() -> None:
 
 @pytest.mark.parametrize("auto", [AutoNormal, AutoMultivariateNormal])
 def test_hierarchy_with_an_automatic_guide(auto: Callable[..., Any]) -> None:
-    """θ ~ N(0, 1), z_i ~ N(θ, 1), x_i ~ N(z_i, 1): x is a multivariate normal."""
-    x = torch.tensor([0.5, -1.0, 1.5])
-
-    def model() -> None:
-        theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", 3):
-            z = pyro.sample("z", dist.Normal(theta, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    covariance = torch.ones(3, 3) + 2 * torch.eye(3)
-    evidence = dist.MultivariateNormal(torch.zeros(3), covariance).log_prob(x).item()
+    model, evidence = normal_hierarchy()
     # Wider than the posterior, so that the weights have a variance.
     guide = auto(model, init_scale=0.9, init_loc_fn=init_to_feasible)
     guide()
     objective = TraceHamiltonian_ELBO(3, 0.2, beta_0=0.6, learn=False)
     weights = log_weights(objective, Programs(model, guide, ()), draws=40_000)
-    assert_evidence(weights, evidence)
+    assert_evidence(weights, evidence.item())
 
 
 def test_simplex_support() -> None:

@@ -18,6 +18,7 @@ from pyro_infovae import TraceHamiltonian_ELBO
 from tests.pyro_infovae import programs
 from tests.pyro_infovae.flows import assert_gradients, flow
 from tests.pyro_infovae.programs import Programs
+from tests.pyro_infovae.training import losses_of_module
 
 
 class Decoder(PyroModule):
@@ -105,14 +106,7 @@ def test_a_module_has_the_flow_as_parameters() -> None:
         module(x)
         names = {name for name, _ in module.named_parameters()}
         assert {"flow.step_size_unconstrained", "flow.beta_0_unconstrained"} < names
-        optimiser = torch.optim.Adam(module.parameters(), 1e-2)
-        losses = []
-        for _ in range(100):
-            optimiser.zero_grad()
-            loss = module(x)
-            loss.backward()
-            optimiser.step()
-            losses.append(loss.item())
+        losses = losses_of_module(module, x, steps=100)
         assert sum(losses[-20:]) < sum(losses[:20])
 
 

@@ -18,6 +18,7 @@ from tests.pyro_infovae import programs
 from tests.pyro_infovae.programs import Programs
 from tests.pyro_infovae.recording import Recording
 from tests.pyro_infovae.steps import CASES
+from tests.pyro_infovae.training import losses_of_module
 
 pytestmark = pytest.mark.filterwarnings("ignore:TraceInfoMax_ELBO estimates mutual information")
 
@@ -80,14 +81,7 @@ def test_as_a_module_with_a_torch_optimiser(negatives: str) -> None:
         module = TraceInfoMax_ELBO(critic, negatives=negatives)(Decoder(), Encoder())
         assert {id(p) for p in critic.parameters()} <= {id(p) for p in module.parameters()}
         assert len(list(module.parameters())) == 4 + len(before)
-        optimiser = torch.optim.Adam(module.parameters(), lr=1e-2)
-        losses = []
-        for _ in range(60):
-            optimiser.zero_grad()
-            loss = module(x)
-            loss.backward()
-            optimiser.step()
-            losses.append(float(loss.detach()))
+        losses = losses_of_module(module, x, steps=60)
     assert sum(losses[-10:]) < sum(losses[:10])
     pairs = zip(critic.parameters(), before, strict=True)
     assert all(not torch.equal(now, then) for now, then in pairs)

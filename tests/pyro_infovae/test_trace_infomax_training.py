@@ -19,6 +19,7 @@ from tests.pyro_infovae import programs
 from tests.pyro_infovae.programs import Programs
 from tests.pyro_infovae.recording import Recording
 from tests.pyro_infovae.steps import CASES
+from tests.pyro_infovae.training import assert_resumes
 
 pytestmark = pytest.mark.filterwarnings("ignore:TraceInfoMax_ELBO estimates mutual information")
 
@@ -98,27 +99,11 @@ def test_alpha_raises_the_true_information_to_where_the_objective_is_best() -> N
 
 
 def test_save_load_and_resume_with_a_fresh_critic(tmp_path: Path) -> None:
-    case = programs.vae(num=80, batch=64)
-
-    def start() -> tuple[SVI, pyro.optim.PyroOptim]:
-        pyro.clear_param_store()
-        optim = pyro.optim.Adam({"lr": 1e-2})
-        objective = TraceInfoMax_ELBO(ConcatCritic(3, 2, hidden=(8,)))
-        return SVI(case.model, case.guide, optim, loss=objective), optim
-
-    svi, optim = start()
-    for _ in range(5):
-        svi.step(*case.args)
-    pyro.get_param_store().save(tmp_path / "params")
-    optim.save(tmp_path / "optim")
-    pyro.set_rng_seed(7)
-    expected = [svi.step(*case.args) for _ in range(4)]
-
-    svi, optim = start()
-    pyro.get_param_store().load(tmp_path / "params")
-    optim.load(tmp_path / "optim")
-    pyro.set_rng_seed(7)
-    assert [svi.step(*case.args) for _ in range(4)] == expected
+    assert_resumes(
+        programs.vae(num=80, batch=64),
+        lambda: TraceInfoMax_ELBO(ConcatCritic(3, 2, hidden=(8,))),
+        tmp_path,
+    )
 
 
 def test_evaluate_loss_leaves_no_gradient() -> None:

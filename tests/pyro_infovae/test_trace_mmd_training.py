@@ -8,7 +8,6 @@ from pathlib import Path
 import pyro
 import pyro.distributions as dist
 import pytest
-import torch
 from pyro.infer import SVI
 from pyro.nn import PyroModule, PyroSample
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from pyro_infovae import TraceMMD_ELBO
 from tests.pyro_infovae import programs
 from tests.pyro_infovae.programs import Programs
 from tests.pyro_infovae.steps import penalty
+from tests.pyro_infovae.training import assert_resumes, losses_of_module
 
 
 class _VAE(PyroModule):
@@ -47,39 +47,13 @@ def test_as_a_module_with_a_torch_optimiser() -> None:
     x = programs.data(64)
     with pyro.settings.context(module_local_params=True):
         module = TraceMMD_ELBO(lambd=10.0)(_VAE(), _Encoder())
-        optimiser = torch.optim.Adam(module.parameters(), lr=1e-2)
-        losses = []
-        for _ in range(60):
-            optimiser.zero_grad()
-            loss = module(x)
-            loss.backward()
-            optimiser.step()
-            losses.append(loss.item())
+        losses = losses_of_module(module, x, steps=60)
     assert sum(losses[-10:]) < sum(losses[:10])
     assert len(list(module.parameters())) == 4
 
 
 def test_save_load_and_resume(tmp_path: Path) -> None:
-    case = programs.vae(num=20, batch=7)
-
-    def start() -> tuple[SVI, pyro.optim.PyroOptim]:
-        pyro.clear_param_store()
-        optim = pyro.optim.Adam({"lr": 1e-2})
-        return SVI(case.model, case.guide, optim, loss=TraceMMD_ELBO()), optim
-
-    svi, optim = start()
-    for _ in range(5):
-        svi.step(*case.args)
-    pyro.get_param_store().save(tmp_path / "params")
-    optim.save(tmp_path / "optim")
-    pyro.set_rng_seed(7)
-    expected = [svi.step(*case.args) for _ in range(4)]
-
-    svi, optim = start()
-    pyro.get_param_store().load(tmp_path / "params")
-    optim.load(tmp_path / "optim")
-    pyro.set_rng_seed(7)
-    assert [svi.step(*case.args) for _ in range(4)] == expected
+    assert_resumes(programs.vae(num=20, batch=7), TraceMMD_ELBO, tmp_path)
 
 
 def test_the_penalty_moves_the_aggregated_posterior_to_the_prior() -> None:
