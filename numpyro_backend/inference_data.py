@@ -12,10 +12,10 @@ from jax import Array
 from jaxtyping import Key
 from numpyro.infer.elbo import ELBO
 
-from numpyro_backend._inference_data.arviz import build, check_names, describe, load_arviz
 from numpyro_backend._inference_data.predictive_draws import PredictiveSampler
 from numpyro_backend._traces.runs import Program
 from numpyro_backend.trace_hamiltonian_elbo import TraceHamiltonian_ELBO
+from pyro_infovae._core.arviz import build, check_names, describe, load_arviz
 
 __all__ = ["to_inference_data"]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from pyro.infer import ELBO
 
-from pyro_infovae._inference_data.arviz import build, check_names, describe, load_arviz
-from pyro_infovae._inference_data.draws import Draws
+from pyro_infovae._core.arviz import build, check_names, describe, load_arviz
+from pyro_infovae._core.draws import Draws
 from pyro_infovae._inference_data.predictive_draws import PredictiveSampler
 from pyro_infovae._traces.draw_chunks import chunk_sizes
 from pyro_infovae._traces.fresh_draws import parameters_untouched

@@ -35,6 +35,13 @@ NUMPYRO = """
     svi = SVI(model, guide, numpyro.optim.Adam(0.1), loss=TraceMMD_ELBO())
     svi.update(svi.init(jax.random.key(0)))
 """
+CORE = """
+    import importlib, pkgutil
+    import pyro_infovae._core
+
+    for module in pkgutil.walk_packages(pyro_infovae._core.__path__, "pyro_infovae._core."):
+        importlib.import_module(module.name)
+"""
 
 
 def test_arviz_is_imported_where_it_is_needed() -> None:
@@ -44,10 +51,16 @@ def test_arviz_is_imported_where_it_is_needed() -> None:
 
 @pytest.mark.parametrize(
     ("program", "blocked"),
-    [(PYRO, ("jax", "numpyro")), (NUMPYRO, ("torch", "pyro"))],
-    ids=["pyro_infovae", "numpyro_backend"],
+    [
+        (PYRO, ("jax", "numpyro")),
+        (NUMPYRO, ("torch", "pyro")),
+        (CORE, ("torch", "pyro", "jax", "numpyro", "flax")),
+    ],
+    ids=["pyro_infovae", "numpyro_backend", "core"],
 )
-def test_does_not_import_the_other_framework(program: str, blocked: tuple[str, ...]) -> None:
+def test_does_without_the_frameworks_that_it_is_not_for(
+    program: str, blocked: tuple[str, ...]
+) -> None:
     block = f"import sys\nfor name in {blocked}:\n    sys.modules[name] = None\n"
     run = subprocess.run(
         [sys.executable, "-c", block + textwrap.dedent(program)],

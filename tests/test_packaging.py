@@ -16,7 +16,12 @@ import pyro_infovae
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ["pyro_infovae", "numpyro_backend"]
-MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+MODULES = [
+    path
+    for package in PACKAGES
+    for path in sorted((ROOT / package).rglob("*.py*"))
+    if path.suffix in (".py", ".pyi")
+]
 SPDX = "# SPDX-License-Identifier: MIT"
 
 

@@ -39,9 +39,6 @@ MODULES = [
     "_diagnostics.suggested_lambd",
     "_diagnostics.summary",
 ]
-# They take neither tensors nor JAX's arrays.
-COPIES = ["_arrays.pair_statistics", "_arrays.rank_uniformity", "_diagnostics.progress"]
-
 # NumPyro's objectives find out the nesting themselves, its runs are stacked into one, and under jit
 # they see the rows of all devices.
 PYRO_ARGUMENTS = {"max_plate_nesting", "num_rows", "runs", "particles", "gather"}
@@ -100,15 +97,6 @@ def test_both_halves_have_the_same_signatures(name: str) -> None:
     assert theirs
     for key, function in theirs.items():
         assert arguments(ours[key]) == arguments(function), key
-
-
-@pytest.mark.parametrize("name", COPIES)
-def test_both_halves_have_the_same_text(name: str) -> None:
-    theirs, ours = (
-        inspect.getsource(importlib.import_module(f"{package}.{name}"))
-        for package in ("pyro_infovae", "numpyro_backend")
-    )
-    assert theirs == ours
 
 
 @pytest.mark.parametrize(("module", "name"), OBJECTIVES.items())

@@ -13,11 +13,11 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Key
 
-from numpyro_backend._arrays.pair_statistics import mean_of_pairs, standard_error_of_pairs
 from numpyro_backend._diagnostics.data_runs import DataRuns
 from numpyro_backend._traces.fresh_draws import Draw
 from numpyro_backend._traces.runs import Program, Run
 from numpyro_backend.rows import normal_rows
+from pyro_infovae._core.pair_statistics import mean_of_pairs, standard_error_of_pairs
 
 _ASKER = "active_units"
 

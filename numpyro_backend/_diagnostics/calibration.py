@@ -14,14 +14,14 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Int, Key
 
-from numpyro_backend._arrays.rank_uniformity import chi_square_p_value
 from numpyro_backend._arrays.shared_jit import shared_jit
 from numpyro_backend._diagnostics.data_runs import check_finite, feature_names
-from numpyro_backend._diagnostics.progress import with_progress
 from numpyro_backend._diagnostics.simulation import DataArguments, Simulator
 from numpyro_backend._traces.fresh_draws import FreshDraws, set_up
 from numpyro_backend._traces.runs import Program
 from numpyro_backend.rows import Rows, rows_of
+from pyro_infovae._core.progress import with_progress
+from pyro_infovae._core.rank_uniformity import chi_square_p_value
 
 _ASKER = "simulation_based_calibration"
 

@@ -18,7 +18,6 @@ from jaxtyping import Bool, Float, Int, Key, Shaped
 
 from numpyro_backend._arrays.shared_jit import shared_jit
 from numpyro_backend._diagnostics.critic_batches import CodedBatch, CodedRows, DataPart, draw_rows
-from numpyro_backend._diagnostics.progress import with_progress
 from numpyro_backend._objectives.critic_parameters import CriticParameters, critic_parameters
 from numpyro_backend._traces.critic_data import DataSource
 from numpyro_backend._traces.fresh_draws import FreshDraws, numpy_generator, set_up
@@ -26,6 +25,7 @@ from numpyro_backend._traces.runs import Program
 from numpyro_backend.critics import ConcatCritic, Critic
 from numpyro_backend.mutual_information import Bound, get_bound
 from numpyro_backend.negatives import PairScores, bound_information, score_all
+from pyro_infovae._core.progress import with_progress
 
 _ASKER = "mutual_information"
 _GROUPS = 20

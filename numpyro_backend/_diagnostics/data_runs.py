@@ -15,7 +15,6 @@ from jax import Array
 from jaxtyping import Bool, Float, Int, Key
 
 from numpyro_backend._arrays.shared_jit import shared_jit
-from numpyro_backend._diagnostics.progress import with_progress
 from numpyro_backend._traces.data_checks import check_batch_shape
 from numpyro_backend._traces.fresh_draws import (
     Draw,
@@ -27,6 +26,7 @@ from numpyro_backend._traces.fresh_draws import (
 )
 from numpyro_backend._traces.runs import Program
 from numpyro_backend.rows import Rows
+from pyro_infovae._core.progress import with_progress
 
 Quantity: TypeAlias = Callable[[Draw], Any]
 

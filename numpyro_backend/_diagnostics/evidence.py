@@ -18,11 +18,11 @@ from jax import Array
 from jaxtyping import Float, Key
 from scipy.special import logsumexp  # type: ignore[import-untyped]
 
-from numpyro_backend._inference_data.arviz import load_arviz
 from numpyro_backend._traces.fresh_draws import set_up
 from numpyro_backend._traces.importance_weights import ImportanceSampler
 from numpyro_backend._traces.runs import Program
 from numpyro_backend.trace_hamiltonian_elbo import TraceHamiltonian_ELBO
+from pyro_infovae._core.arviz import load_arviz
 
 __all__ = ["Evidence", "log_evidence"]
 

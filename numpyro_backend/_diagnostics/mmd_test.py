@@ -14,16 +14,16 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Key
 
-from numpyro_backend._arrays.pair_statistics import (
-    mean_of_pairs,
-    permutation_p_value,
-    standard_error_of_pairs,
-)
 from numpyro_backend._arrays.shared_jit import shared_jit
 from numpyro_backend._diagnostics.data_runs import DataRun, DataRuns
 from numpyro_backend._traces.fresh_draws import numpy_generator
 from numpyro_backend._traces.runs import Program
 from numpyro_backend.kernels import RBF, Kernel
+from pyro_infovae._core.pair_statistics import (
+    mean_of_pairs,
+    permutation_p_value,
+    standard_error_of_pairs,
+)
 
 _ASKER = "mmd_test"
 

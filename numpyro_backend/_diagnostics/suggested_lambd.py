@@ -13,13 +13,13 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Key
 
-from numpyro_backend._arrays.pair_statistics import mean_of_pairs, standard_error_of_pairs
 from numpyro_backend._diagnostics.data_runs import DataRuns
 from numpyro_backend._diagnostics.mmd_test import check_max_data, contrasts_of_codes
 from numpyro_backend._traces.fresh_draws import Draw, log_prob
 from numpyro_backend._traces.runs import Program
 from numpyro_backend.kernels import Kernel
 from numpyro_backend.sites import is_data
+from pyro_infovae._core.pair_statistics import mean_of_pairs, standard_error_of_pairs
 
 _ASKER = "suggest_lambd"
 

@@ -23,10 +23,10 @@ from numpyro_backend._diagnostics.data_runs import DataRuns
 from numpyro_backend._diagnostics.evidence import Evidence, log_evidence
 from numpyro_backend._diagnostics.kl_by_dimension import KLByDimension, kl_by_dimension
 from numpyro_backend._diagnostics.mmd_test import MMDTest, mmd_test
-from numpyro_backend._diagnostics.progress import with_progress
 from numpyro_backend._diagnostics.suggested_lambd import SuggestedLambd, suggest_lambd
 from numpyro_backend._traces.runs import Program
 from numpyro_backend.kernels import Kernel
+from pyro_infovae._core.progress import with_progress
 
 _ASKER = "summarise"
 # It adds a note on tracebacks to every error.

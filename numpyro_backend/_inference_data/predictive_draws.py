@@ -16,13 +16,13 @@ from numpyro import handlers
 from numpyro.distributions import Unit
 
 from numpyro_backend._arrays.shared_jit import shared_jit
-from numpyro_backend._inference_data.axes import Axes, num_event_dims
-from numpyro_backend._inference_data.draws import Draws
 from numpyro_backend._traces.draw_chunks import in_chunks
 from numpyro_backend._traces.recording import Message
 from numpyro_backend._traces.row_weights import mask_of
 from numpyro_backend._traces.runs import Program
 from numpyro_backend.sites import undecorated
+from pyro_infovae._core.axes import Axes, num_event_dims
+from pyro_infovae._core.draws import Draws
 
 Messages: TypeAlias = Mapping[str, Message]
 _Arrays: TypeAlias = tuple[dict[str, dict[str, Array]], dict[str, Array]]

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pyro_infovae._arrays.pair_statistics import mean_of_pairs, standard_error_of_pairs
+from pyro_infovae._core.pair_statistics import mean_of_pairs, standard_error_of_pairs
 from pyro_infovae._diagnostics.data_runs import DataRuns
 from pyro_infovae._traces.fresh_draws import parameters_untouched
 from pyro_infovae._traces.runs import Program, Run

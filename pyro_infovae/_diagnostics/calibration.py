@@ -12,9 +12,9 @@ from jaxtyping import Int
 from pyro import poutine
 from torch import Tensor
 
-from pyro_infovae._arrays.rank_uniformity import chi_square_p_value
+from pyro_infovae._core.progress import with_progress
+from pyro_infovae._core.rank_uniformity import chi_square_p_value
 from pyro_infovae._diagnostics.data_runs import check_finite, feature_names
-from pyro_infovae._diagnostics.progress import with_progress
 from pyro_infovae._diagnostics.simulation import DataArguments, Simulation, simulate
 from pyro_infovae._traces.fresh_draws import FreshDraws, parameters_untouched
 from pyro_infovae._traces.runs import Program

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-from pyro_infovae._diagnostics.progress import with_progress
+from pyro_infovae._core.progress import with_progress
 from pyro_infovae._traces.critic_data import DataSource, critic_data
 from pyro_infovae._traces.fresh_draws import FreshDraws, datum_of_rows, parameters_untouched
 from pyro_infovae._traces.runs import Program

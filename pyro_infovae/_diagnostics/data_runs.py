@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pyro_infovae._diagnostics.progress import with_progress
+from pyro_infovae._core.progress import with_progress
 from pyro_infovae._traces.fresh_draws import FreshDraws, Minibatch, datum_of_rows
 from pyro_infovae._traces.runs import Program
 from pyro_infovae.groups import Group

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_infovae._arrays.pair_statistics import (
+from pyro_infovae._core.pair_statistics import (
     mean_of_pairs,
     permutation_p_value,
     standard_error_of_pairs,

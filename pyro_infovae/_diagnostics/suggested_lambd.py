@@ -12,7 +12,7 @@ from jaxtyping import Float
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pyro_infovae._arrays.pair_statistics import mean_of_pairs, standard_error_of_pairs
+from pyro_infovae._core.pair_statistics import mean_of_pairs, standard_error_of_pairs
 from pyro_infovae._diagnostics.data_runs import DataRuns
 from pyro_infovae._diagnostics.mmd_test import check_max_data, contrasts_of_codes
 from pyro_infovae._traces.fresh_draws import parameters_untouched

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from pyro_infovae._core.progress import with_progress
 from pyro_infovae._diagnostics.active_units import ActiveUnits, active_units
 from pyro_infovae._diagnostics.aggregated_posterior import AggregatedPosterior, aggregated_posterior
 from pyro_infovae._diagnostics.data_runs import DataRuns
 from pyro_infovae._diagnostics.evidence import Evidence, log_evidence
 from pyro_infovae._diagnostics.kl_by_dimension import KLByDimension, kl_by_dimension
 from pyro_infovae._diagnostics.mmd_test import MMDTest, mmd_test
-from pyro_infovae._diagnostics.progress import with_progress
 from pyro_infovae._diagnostics.suggested_lambd import SuggestedLambd, suggest_lambd
 from pyro_infovae._traces.fresh_draws import parameters_untouched
 from pyro_infovae._traces.runs import Program

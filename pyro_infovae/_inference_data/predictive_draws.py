@@ -18,8 +18,8 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
-from pyro_infovae._inference_data.axes import Axes, num_event_dims
-from pyro_infovae._inference_data.draws import Arrays, Draws
+from pyro_infovae._core.axes import Axes, num_event_dims
+from pyro_infovae._core.draws import Arrays, Draws
 from pyro_infovae._traces.row_weights import masks_of
 from pyro_infovae._traces.runs import Program
 from pyro_infovae.sites import PARTICLE_PLATE, Messages, full_size, is_data, is_latent

@@ -14,8 +14,8 @@ import pytest
 from jax import Array
 
 from numpyro_backend import IMQ, RBF, mmd_squared
-from numpyro_backend._arrays.pair_statistics import mean_of_pairs
 from numpyro_backend._diagnostics.mmd_test import MMDTest, mmd_test, pair_contrasts
+from pyro_infovae._core.pair_statistics import mean_of_pairs
 from tests.numpyro_backend import programs
 from tests.numpyro_backend.programs import Programs
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_infovae import IMQ, RBF, mmd_squared
-from pyro_infovae._arrays.pair_statistics import mean_of_pairs
+from pyro_infovae._core.pair_statistics import mean_of_pairs
 from pyro_infovae._diagnostics.mmd_test import mmd_test, pair_contrasts
 from tests.pyro_infovae import programs
 from tests.pyro_infovae.programs import Programs

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from pyro_infovae._arrays.pair_statistics import (
+from pyro_infovae._core.pair_statistics import (
     mean_of_pairs,
     permutation_p_value,
     standard_error_of_pairs,
@@ -82,7 +82,7 @@ class TestPermutation:
     def test_chunks_of_permutations(self, monkeypatch: pytest.MonkeyPatch) -> None:
         h = contrasts(np.linspace(0.0, 1.0, 10), np.linspace(0.5, 1.5, 10) ** 2)
         whole = permutation_p_value(h, 50, np.random.default_rng(0))
-        monkeypatch.setattr("pyro_infovae._arrays.pair_statistics._ELEMENTS_PER_CHUNK", 70)
+        monkeypatch.setattr("pyro_infovae._core.pair_statistics._ELEMENTS_PER_CHUNK", 70)
         assert permutation_p_value(h, 50, np.random.default_rng(0)) == whole
 
     def test_the_observed_sum_counts_as_one(self) -> None:

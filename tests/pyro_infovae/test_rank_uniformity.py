@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_infovae._arrays.rank_uniformity import chi_square_p_value
+from pyro_infovae._core.rank_uniformity import chi_square_p_value
 
 
 def test_the_p_value_is_that_of_chi_square() -> None:

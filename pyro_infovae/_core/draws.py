@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
-from numpyro_backend._inference_data.axes import Axes
+from pyro_infovae._core.axes import Axes
 
 Arrays: TypeAlias = dict[str, Shaped[np.ndarray, "..."]]
 
@@ -34,6 +34,19 @@ class Draws:
     axes: dict[str, Axes]
     indices: dict[str, Int[np.ndarray, " rows"]]
     full_sizes: dict[str, int]
+
+    @classmethod
+    def join(cls, parts: Sequence[Draws]) -> Draws:
+        """The draws of several runs, one after the other."""
+
+        def joined(runs: Sequence[Arrays]) -> Arrays:
+            return {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
+
+        return replace(
+            parts[0],
+            groups={group: joined([p.groups[group] for p in parts]) for group in parts[0].groups},
+            counted=joined([part.counted for part in parts]),
+        )
 
     def without_masked_rows(self) -> Draws:
         """Observed sites less the rows that a mask leaves out of all draws, the rest in one axis.

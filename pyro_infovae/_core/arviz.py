@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from numpyro_backend._inference_data.axes import Axes
-from numpyro_backend._inference_data.draws import Draws
+from pyro_infovae._core.axes import Axes
+from pyro_infovae._core.draws import Draws
 
 OWN_DIMS = ("chain", "draw")
 
