@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Shaped
 
-from numpyro_backend._arrays.blocks import score_in_blocks
 from numpyro_backend._arrays.layers import (
     Activation,
     Encoder,
@@ -31,36 +30,31 @@ from numpyro_backend._arrays.layers import (
     init_encoders,
     init_layers,
     linear,
+    score_in_blocks,
 )
+from pyro_infovae._core import critics as _shared
+from pyro_infovae._core.critics import BLOCK_ROWS, check_scores
+from pyro_infovae._core.docstrings import documented
 
-# 16 MB for each layer of 256 units in float32.
-BLOCK_ROWS = 16384
+__all__ = [
+    "BLOCK_ROWS",
+    "BoundCritic",
+    "BoundSeparableCritic",
+    "ConcatCritic",
+    "Critic",
+    "SeparableCritic",
+    "check_scores",
+    "is_projecting",
+    "score_all_pairs",
+]
 
 Critic = Callable[[Array, Array], Array]
 
 
+@documented(_shared.CONCAT_CRITIC)
 @dataclass(frozen=True)
 class ConcatCritic:
-    r"""A network on x and z side by side, after an encoder of each if given.
-
-    .. math:: T(x, z) = \mathrm{MLP}([e_x(x), e_z(z)])
-
-    The usual critic of MINE and InfoMax-VAE, where it is also called a mutual information chain. It
-    can learn any T, and scores n² pairs in n² passes of its layers after the first.
-
-    Args:
-        x_dim: features of x: the product of its event dims, or the width of `x_encoder`'s output.
-        z_dim: features of z, or the width of `z_encoder`'s output.
-        hidden: widths of the hidden layers.
-        activation: any elementwise function of an array.
-        x_encoder: an object with `init(rng_key)` and `apply(params, x)` that takes x in its own
-            shape, a convolutional network say; x is flattened to (rows, x_dim) if not given.
-        z_encoder: the same for z (rows, features).
-
-    Source:
-        Belghazi et al., "MINE: Mutual Information Neural Estimation", arXiv 1801.04062; Rezaabad,
-        Vishwanath, "Learning Representations by Maximizing Mutual Information in Variational
-        Autoencoders", arXiv 1912.13361.
+    """A network on x and z side by side, after an encoder of each if given.
 
     Example:
         >>> critic = ConcatCritic(x_dim=28 * 28, z_dim=8)
@@ -95,7 +89,7 @@ class ConcatCritic:
         Raises:
             ValueError: if x and z differ in rows, or their features from x_dim and z_dim.
         """
-        _check_rows(x, z)
+        _shared.check_rows(x, z)
         features = jnp.concatenate(self._encode(params, x, z), 1)
         hidden = linear(params["first"], features)
         return activated_layers(params["rest"], self.activation, hidden).squeeze(1)
@@ -120,34 +114,15 @@ class ConcatCritic:
 
     def _encode(self, params: Params, x: Array, z: Array) -> tuple[Array, Array]:
         return (
-            encode("x", x, self.x_dim, self.x_encoder, params, z.dtype),
-            encode("z", z, self.z_dim, self.z_encoder, params, z.dtype),
+            encode("x", x, self.x_dim, self.x_encoder, params, z),
+            encode("z", z, self.z_dim, self.z_encoder, params, z),
         )
 
 
+@documented(_shared.SEPARABLE_CRITIC)
 @dataclass(frozen=True)
 class SeparableCritic:
-    r"""The inner product of an embedding of x and an embedding of z.
-
-    .. math:: T(x, z) = f(e_x(x)) \cdot g(e_z(z))
-
-    All n² pairs cost 2n passes of the networks and one matrix product, so it suits many negatives;
-    T has rank `embed_dim` at most. The product is not divided by :math:`\sqrt{\texttt{embed_dim}}`:
-    with the usual initial weights the scores start near 0 anyway, and the learning rate is kept.
-
-    Args:
-        x_dim: features of x: the product of its event dims, or the width of `x_encoder`'s output.
-        z_dim: features of z, or the width of `z_encoder`'s output.
-        hidden: widths of the hidden layers of both f and g.
-        embed_dim: width of the embeddings.
-        activation: any elementwise function of an array.
-        x_encoder: an object with `init(rng_key)` and `apply(params, x)` that takes x in its own
-            shape, a convolutional network say; x is flattened to (rows, x_dim) if not given.
-        z_encoder: the same for z (rows, features).
-
-    Source:
-        van den Oord, Li, Vinyals, "Representation Learning with Contrastive Predictive Coding",
-        arXiv 1807.03748; compared with the other in Poole et al., arXiv 1905.06922.
+    """The inner product of an embedding of x and an embedding of z.
 
     Example:
         >>> critic = SeparableCritic(x_dim=28 * 28, z_dim=8)
@@ -182,7 +157,7 @@ class SeparableCritic:
         Raises:
             ValueError: if x and z differ in rows, or their features from x_dim and z_dim.
         """
-        _check_rows(x, z)
+        _shared.check_rows(x, z)
         return self.score_projected(params, *self.project(params, x, z))
 
     def all_pairs(
@@ -196,8 +171,8 @@ class SeparableCritic:
         self, params: Params, x: Shaped[Array, " n *event"], z: Float[Array, " m features"]
     ) -> tuple[Float[Array, " n width"], Float[Array, " m width"]]:
         """Each side's embedding."""
-        x = encode("x", x, self.x_dim, self.x_encoder, params, z.dtype)
-        z = encode("z", z, self.z_dim, self.z_encoder, params, z.dtype)
+        x = encode("x", x, self.x_dim, self.x_encoder, params, z)
+        z = encode("z", z, self.z_dim, self.z_encoder, params, z)
         x_first, *x_rest = params["x_embedding"]
         z_first, *z_rest = params["z_embedding"]
         return (
@@ -255,6 +230,7 @@ class BoundSeparableCritic(BoundCritic):
         return self.critic.all_pairs(self.params, x, z)
 
 
+@documented(_shared.SCORE_ALL_PAIRS)
 def score_all_pairs(
     critic: Critic,
     x: Shaped[Array, " n *event"],
@@ -262,24 +238,7 @@ def score_all_pairs(
     *,
     block_rows: int = BLOCK_ROWS,
 ) -> Float[Array, " n m"]:
-    r"""Score every x with every z.
-
-    A critic with a method `all_pairs(x, z)` does it its own way. Any other is called on blocks of
-    pairs, whose inner values are computed again in the backward pass, so that memory stays bounded
-    by one block; a bound `ConcatCritic` computes its encoders and first layer only once per row. A
-    subclass with an `apply` of its own is called as any other critic.
-
-    Args:
-        critic: function that maps (rows, \*event) and (rows, features) to (rows,) scores.
-        x: data, shape (n, \*event).
-        z: codes, shape (m, features).
-        block_rows: most pairs in one block.
-
-    Returns:
-        Scores, entry (i, j) that of x_i and z_j.
-
-    Raises:
-        ValueError: if `block_rows` is not positive, or the critic's scores have another shape.
+    """Score every x with every z.
 
     Example:
         >>> critic = ConcatCritic(x_dim=3, z_dim=2)
@@ -292,11 +251,7 @@ def score_all_pairs(
     all_pairs = _all_pairs_of(critic)
     if all_pairs is not None:
         scores = all_pairs(x, z)
-        if scores.shape != (x.shape[0], z.shape[0]):
-            raise ValueError(
-                f"Expected critic.all_pairs(x, z) of shape {(x.shape[0], z.shape[0])}; "
-                f"got {scores.shape}"
-            )
+        _shared.check_all_pairs(scores, x, z)
         return scores
     if is_projecting(critic):
         grid = partial(_score_projected_grid, critic)
@@ -323,25 +278,6 @@ def is_projecting(critic: Critic) -> TypeGuard[BoundCritic]:
     )
 
 
-def check_scores(scores: Shaped[Array, " *shape"], rows: int) -> None:
-    """Check that a critic returned one score per row.
-
-    Args:
-        scores: what critic(x, z) returned.
-        rows: rows of x and z.
-
-    Raises:
-        ValueError: if `scores` is not of shape (rows,).
-
-    Example:
-        >>> check_scores(jnp.zeros(5), rows=5)
-    """
-    if scores.shape == (rows,):
-        return
-    remedy = "squeeze its last dimension" if scores.shape == (rows, 1) else "one score per row"
-    raise ValueError(f"Expected critic(x, z) of shape ({rows},); got {scores.shape}: {remedy}")
-
-
 def _all_pairs_of(critic: Critic) -> Critic | None:
     """A critic's own way to score all pairs, where it says what calling the critic does."""
     if not isinstance(critic, BoundSeparableCritic):
@@ -360,11 +296,3 @@ def _score_grid(critic: Critic, x: Array, z: Array) -> Array:
     scores = critic(jnp.repeat(x, columns, axis=0), jnp.tile(z, (rows,) + (1,) * (z.ndim - 1)))
     check_scores(scores, rows * columns)
     return scores.reshape(rows, columns)
-
-
-def _check_rows(x: Array, z: Array) -> None:
-    if x.shape[0] != z.shape[0]:
-        raise ValueError(
-            f"Expected x and z with the same number of rows; got {x.shape[0]} and {z.shape[0]}: "
-            "score_all_pairs scores every x with every z"
-        )

@@ -1,33 +1,31 @@
 # SPDX-License-Identifier: MIT
 """Is the code used, does it match the prior, what is log p(x)? Questions to a model and guide."""
 
-from numpyro_backend._diagnostics.active_units import ActiveUnits as ActiveUnits
-from numpyro_backend._diagnostics.active_units import active_units as active_units
-from numpyro_backend._diagnostics.aggregated_posterior import (
-    AggregatedPosterior as AggregatedPosterior,
-)
-from numpyro_backend._diagnostics.aggregated_posterior import (
-    aggregated_posterior as aggregated_posterior,
-)
-from numpyro_backend._diagnostics.calibration import Calibration as Calibration
-from numpyro_backend._diagnostics.calibration import (
-    simulation_based_calibration as simulation_based_calibration,
-)
-from numpyro_backend._diagnostics.critic_information import (
-    MutualInformationReport as MutualInformationReport,
-)
-from numpyro_backend._diagnostics.critic_information import mutual_information as mutual_information
-from numpyro_backend._diagnostics.evidence import Evidence as Evidence
-from numpyro_backend._diagnostics.evidence import log_evidence as log_evidence
-from numpyro_backend._diagnostics.kl_by_dimension import KLByDimension as KLByDimension
-from numpyro_backend._diagnostics.kl_by_dimension import kl_by_dimension as kl_by_dimension
-from numpyro_backend._diagnostics.mmd_test import MMDTest as MMDTest
-from numpyro_backend._diagnostics.mmd_test import mmd_test as mmd_test
-from numpyro_backend._diagnostics.suggested_lambd import SuggestedLambd as SuggestedLambd
-from numpyro_backend._diagnostics.suggested_lambd import suggest_lambd as suggest_lambd
-from numpyro_backend._diagnostics.summary import Summary as Summary
-from numpyro_backend._diagnostics.summary import SummaryRow as SummaryRow
-from numpyro_backend._diagnostics.summary import summarise as summarise
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from jax import Array
+from jaxtyping import Key
+
+from numpyro_backend._diagnostics.aggregated_posterior import aggregated_posterior
+from numpyro_backend._diagnostics.calibration import simulation_based_calibration
+from numpyro_backend._diagnostics.critic_information import mutual_information
+from numpyro_backend._diagnostics.data_runs import run_over_data
+from numpyro_backend._diagnostics.dimensions import active_units, kl_by_dimension
+from numpyro_backend._diagnostics.discrepancy import mmd_test, suggest_lambd
+from numpyro_backend._diagnostics.evidence import log_evidence
+from numpyro_backend._traces.recording import Program
+from numpyro_backend.kernels import Kernel
+from pyro_infovae._core import summary
+from pyro_infovae._core.calibration import Calibration
+from pyro_infovae._core.dimensions import ActiveUnits, KLByDimension
+from pyro_infovae._core.discrepancy import MMDTest, SuggestedLambd
+from pyro_infovae._core.docstrings import documented
+from pyro_infovae._core.evidence import Evidence
+from pyro_infovae._core.information import AggregatedPosterior, MutualInformationReport
+from pyro_infovae._core.summary import Summary, SummaryRow
 
 __all__ = [
     "ActiveUnits",
@@ -50,3 +48,54 @@ __all__ = [
     "suggest_lambd",
     "summarise",
 ]
+
+_ASKED = (
+    active_units,
+    kl_by_dimension,
+    aggregated_posterior,
+    mmd_test,
+    log_evidence,
+    suggest_lambd,
+)
+
+
+@documented(summary.SUMMARISE, settings="the same key and its default settings")
+def summarise(
+    rng_key: Key[Array, ""],
+    params: Mapping[str, Any],
+    model: Program,
+    guide: Program,
+    *args: Any,
+    kernel: Kernel | None = None,
+    num_samples: int = 10,
+    num_importance_samples: int = 1000,
+    sites: Iterable[str] | None = None,
+    **kwargs: Any,
+) -> Summary:
+    """Answer all questions at once: is the code used, does q(z) match p(z), what is log p(x).
+
+    Example:
+        $programs
+        >>> x = jax.random.normal(jax.random.key(1), (200,))
+        >>> summary = summarise(key, {}, model, guide, x)
+        >>> summary["active_units"].value, summary["active_units"].unit
+        (1, 'of 1')
+        >>> print(summary["pareto_k"].meaning)
+        the largest; above 0.7: do not believe log p(x)
+    """
+    summary.check_summarise(num_samples, num_importance_samples)
+    sites = (sites,) if isinstance(sites, str) else None if sites is None else tuple(sites)
+    # What is refused here would be refused in every row.
+    run_over_data("summarise", rng_key, params, model, guide, args, kwargs, sites)
+
+    def ask(diagnostic: Callable[..., Any], **settings: Any) -> Any:
+        return diagnostic(rng_key, params, model, guide, *args, **settings, **kwargs)
+
+    return summary.ask_all(
+        _ASKED,
+        ask,
+        kernel=kernel,
+        num_samples=num_samples,
+        num_importance_samples=num_importance_samples,
+        sites=sites,
+    )

@@ -3,26 +3,31 @@
 
 from __future__ import annotations
 
+import operator
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import reduce
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 from jax import Array
+from jax.lax import stop_gradient
 from jaxtyping import Float, Key
 from numpyro.infer.elbo import ELBO, TraceEnum_ELBO
 
-from numpyro_backend._objectives.base_elbo import TraceAnalyticKL_ELBO, score
-from numpyro_backend._traces.runs import Program, Recorder
-from numpyro_backend.groups import Group
-from numpyro_backend.rows import Rows, group_by_plates
-from numpyro_backend.sites import Selection
+from numpyro_backend._objectives.objective import Objective, TraceAnalyticKL_ELBO, evaluate_recorded
+from numpyro_backend._traces.recording import Program, Recorder
+from numpyro_backend.groups import Group, Rows
+from pyro_infovae._core.evaluation import Evaluation
+from pyro_infovae._core.objectives import check_scalar
+from pyro_infovae._core.rows import Selection, group_by_plates
 
 Regularizer: TypeAlias = Callable[[Rows], Array]
 
 
-class PenalisedELBO(ELBO):
+class PenalisedELBO(Objective):
     r"""A base ELBO with a weight :math:`w` on the KL of some latents, plus a penalty on their rows.
 
     .. math::
@@ -34,7 +39,7 @@ class PenalisedELBO(ELBO):
     Args:
         sites: the latents, by name; None selects every reparameterised latent in plates.
         regularizer: a further penalty of the user's: a function of each group's
-            :class:`~numpyro_backend.rows.Rows`, observed data included, to a scalar in nats.
+            :class:`~numpyro_backend.groups.Rows`, observed data included, to a scalar in nats.
         regularizer_weight: the factor on it.
         base: the ELBO below the penalty. Its particle settings are the objective's.
         num_particles: draws per datum of the default base.
@@ -67,14 +72,12 @@ class PenalisedELBO(ELBO):
                 f"pass them to {type(base).__name__}(...)"
             )
         _check_can_be_recorded(base)
-        if isinstance(sites, str):
-            sites = (sites,)
         super().__init__(
             num_particles=base.num_particles, vectorize_particles=base.vectorize_particles
         )
         self.can_infer_discrete = base.can_infer_discrete
         self.base = base
-        self.sites = None if sites is None else frozenset(sites)
+        self.sites = Selection.of(type(self).__name__, sites).names
         self.regularizer = regularizer
         self.regularizer_weight = regularizer_weight
 
@@ -96,7 +99,7 @@ class PenalisedELBO(ELBO):
         wrap = getattr(self.base, "wrap_model", None)
         return model if wrap is None else wrap(model)
 
-    def loss_with_mutable_state(
+    def evaluate(
         self,
         rng_key: Key[Array, ""],
         param_map: dict[str, Any],
@@ -104,20 +107,11 @@ class PenalisedELBO(ELBO):
         guide: Program,
         *args: Any,
         **kwargs: Any,
-    ) -> dict[str, Any]:
-        """The loss in nats and the values of the mutable sites, those of the first particle.
-
-        Args:
-            rng_key: the key to draw with.
-            param_map: the values of parameters and mutable sites, by name.
-            model: the model.
-            guide: the guide.
-            *args: positional arguments of both.
-            **kwargs: keyword arguments of both.
-        """
+    ) -> Evaluation:
+        """Evaluate the base on the recorded programs, and add the penalties on their rows."""
         selection = Selection(type(self).__name__, self.sites, self.num_particles)
         recorder = Recorder(selection, self.kl_weight)
-        scored = score(
+        base, runs = evaluate_recorded(
             self.base,
             recorder,
             self.vectorize_particles_fn,
@@ -128,31 +122,31 @@ class PenalisedELBO(ELBO):
             args,
             kwargs,
         )
-        names = group_by_plates(scored.runs.model, scored.runs.selected)
+        names = group_by_plates(runs.model, runs.selected)
         keys = jax.random.split(penalty_key(rng_key, self.num_particles), len(names))
-        groups = [
-            Group(group, scored.runs, key, param_map, model, args, kwargs)
-            for group, key in zip(names, keys, strict=True)
-        ]
-        loss = scored.loss + self._penalties(groups)
-        return {"loss": loss, "mutable_state": scored.mutable_state}
+        penalties = self._penalties(
+            [
+                Group(group, runs, key, param_map, model, args, kwargs)
+                for group, key in zip(names, keys, strict=True)
+            ]
+        )
+        return replace(
+            base,
+            loss=reduce(operator.add, penalties.values(), base.loss),
+            terms={**base.terms, **{n: stop_gradient(p) for n, p in penalties.items()}},
+        )
 
-    def _penalties(self, groups: list[Group]) -> Float[Array, ""]:
-        penalty = self.penalty(groups)
+    def _penalties(self, groups: list[Group]) -> dict[str, Float[Array, ""]]:
+        """By name, in nats."""
+        penalties = {type(self).__name__: self.penalty(groups)}
         if self.regularizer is not None:
-            for group in groups:
-                penalty = penalty + self.regularizer_weight * self._regularize(group)
-        return penalty
+            values = jnp.stack([self._regularizer_of(group) for group in groups])
+            penalties["regularizer"] = self.regularizer_weight * values.sum()
+        return penalties
 
-    def _regularize(self, group: Group) -> Float[Array, ""]:
+    def _regularizer_of(self, group: Group) -> Float[Array, ""]:
         assert self.regularizer is not None
-        value = self.regularizer(replace(group.posterior, data=group.data))
-        if value.shape != ():
-            raise ValueError(
-                f"Expected regularizer(rows) to be a scalar; got shape {value.shape} for "
-                f"the rows of {list(group.names)}: sum or average over the rows"
-            )
-        return value
+        return check_scalar(self.regularizer(group.with_data(group.data)), group.names)
 
 
 def penalty_key(rng_key: Key[Array, ""], num_particles: int) -> Key[Array, ""]:

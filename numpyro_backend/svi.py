@@ -8,7 +8,7 @@ from typing import Any
 import numpyro.infer
 from numpyro.infer.elbo import ELBO
 
-from numpyro_backend._traces.runs import Program
+from numpyro_backend._traces.recording import Program
 
 
 class SVI(numpyro.infer.SVI):

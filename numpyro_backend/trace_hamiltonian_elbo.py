@@ -10,70 +10,33 @@ import jax
 from jax import Array
 from jaxtyping import Key
 from numpyro.infer import Trace_ELBO
-from numpyro.infer.elbo import ELBO
 
 from numpyro_backend._objectives.flow_parameters import FlowParameters
-from numpyro_backend._traces.refined_guide import Prefactors, RefinedGuide, SiteWeights
-from numpyro_backend._traces.runs import Program, recorded_like, unrecorded
+from numpyro_backend._objectives.objective import Objective
+from numpyro_backend._traces.recording import Program, recorded_like, unrecorded
+from numpyro_backend._traces.refined_guide import RefinedGuide, SiteWeights
 from numpyro_backend.tempering import Tempering
+from pyro_infovae._core import objectives
+from pyro_infovae._core.docstrings import documented
+from pyro_infovae._core.evaluation import Evaluation
+from pyro_infovae._core.rows import Selection
 
 
-class TraceHamiltonian_ELBO(ELBO):
-    r"""The Hamiltonian VAE's evidence lower bound for any continuous model and guide.
-
-    The guide's draw is moved towards the posterior by K leapfrog steps in unconstrained space,
-    with a momentum that cools from :math:`\beta_0` on:
-
-    .. math::
-        u_0 \sim q, \quad \rho_0 \sim N(0, I / \beta_0), \quad
-        (u_K, \rho_K) = \mathrm{leapfrog}^K(u_0, \rho_0)
-
-    .. math::
-        \log w = \ell(u_K) + \log N(\rho_K; 0, I) - \left[ \log q(u_0)
-        + \log N(\rho_0; 0, I / \beta_0) - \tfrac{d}{2} \log(\beta_0 / \beta_K) \right]
-
-    with :math:`\ell(u) = \log p(x, T(u)) + \log |\det J_T(u)|`. The loss is
-    :math:`-E[\log w] \ge -\log p(x)` in nats, summed over the data set, and :math:`E[w] = p(x)`
-    exactly, whatever the step sizes and temperatures.
-
-    Every datum of a plate is moved by its own posterior, subsampled or not, and masked rows
-    contribute nothing. Memory does not grow with the number of steps.
+@documented(
+    objectives.HAMILTONIAN,
+    stored=(
+        "They are parameters, named after\n"
+        "        ``name``, that :class:`numpyro_backend.SVI` declares."
+    ),
+    named="the name before that of each learned parameter.",
+    also_raised=", or for learned values that\n        nobody declared",
+)
+class TraceHamiltonian_ELBO(Objective):
+    """The Hamiltonian VAE's evidence lower bound for any continuous model and guide.
 
     A flow whose steps are too large diverges, and the loss or its gradient is not finite:
     :meth:`SVI.stable_update <numpyro.infer.SVI.stable_update>` leaves such a step out
     (``svi.run(..., stable_update=True)``).
-
-    Args:
-        num_steps: the number K of leapfrog steps; each costs one gradient of the log joint.
-        step_size: the initial step size: a number, an array that broadcasts to a site's
-            unconstrained value, or either by site name.
-        beta_0: the initial inverse temperature in (0, 1].
-        tempering: ``"quadratic"``, ``"free"`` (a learned factor per step), ``"none"``
-            (:math:`\beta_k = 1`), ``"constant"`` (:math:`\beta_k = \beta_0`) or a callable
-            ``(beta_0, k, num_steps) -> beta_k``.
-        learn: whether step sizes and temperatures are learned. They are parameters, named after
-            ``name``, that :class:`numpyro_backend.SVI` declares.
-        max_step_size: the bound of learned step sizes.
-        per_step: whether every step has a step size of its own; an array then has a leading axis
-            of ``num_steps``.
-        sites: the latents that flow, by name; by default all that the guide draws. The others stay
-            as drawn.
-        logp_prefactor: factors on the likelihood, the prior and the final momentum. Anything but
-            1 leaves the bound.
-        logq_prefactor: factors on the guide, the initial momentum and the tempering's Jacobian,
-            likewise.
-        name: the name before that of each learned parameter.
-        num_particles: draws per datum.
-        vectorize_particles: how to map over the particles: True for :func:`jax.vmap`, False for
-            :func:`jax.lax.map`, or a callable (function, keys).
-
-    Raises:
-        ValueError: for numbers out of range; when used, for learned values that nobody declared,
-            and, naming the site, for a latent that is discrete, a point mass, or global under a
-            subsampled plate.
-
-    References:
-        Caterini, Doucet, Sejdinovic, *Hamiltonian Variational Auto-Encoder*, arXiv 1805.11328.
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist
@@ -126,9 +89,8 @@ class TraceHamiltonian_ELBO(ELBO):
             max_step_size=max_step_size,
             per_step=per_step,
         )
-        names = (sites,) if isinstance(sites, str) else sites
-        self.sites = None if names is None else frozenset(names)
-        self.prefactors = Prefactors(_three(logp_prefactor), _three(logq_prefactor))
+        self.sites = Selection.of(type(self).__name__, sites).names
+        self.prefactors = objectives.Prefactors(logp_prefactor, logq_prefactor)
 
     def wrap_model(self, model: Program) -> Program:
         """The model with the learned step sizes and temperatures as parameters of its own.
@@ -154,9 +116,9 @@ class TraceHamiltonian_ELBO(ELBO):
             model: the model.
             guide: the guide.
         """
-        return self._refine(model, guide, Prefactors())
+        return self._refine(model, guide, objectives.Prefactors())
 
-    def loss_with_mutable_state(
+    def evaluate(
         self,
         rng_key: Key[Array, ""],
         param_map: dict[str, Any],
@@ -164,17 +126,8 @@ class TraceHamiltonian_ELBO(ELBO):
         guide: Program,
         *args: Any,
         **kwargs: Any,
-    ) -> dict[str, Any]:
-        """The loss in nats and the values of the mutable sites, those of the first particle.
-
-        Args:
-            rng_key: the key to draw with.
-            param_map: the values of parameters and mutable sites, by name.
-            model: the model.
-            guide: the guide.
-            *args: positional arguments of both.
-            **kwargs: keyword arguments of both.
-        """
+    ) -> Evaluation:
+        """Run the guide, move its draw, and score the model there."""
         self._check_declared(param_map)
         likelihood, prior, _ = self.prefactors.logp
         weighted = SiteWeights(model, observed=likelihood, latent=prior)
@@ -185,15 +138,14 @@ class TraceHamiltonian_ELBO(ELBO):
             return stock.loss_with_mutable_state(key, param_map, weighted, refined, *args, **kwargs)
 
         if self.num_particles == 1:
-            return single_particle(rng_key)
+            particle = single_particle(rng_key)
+            return Evaluation(particle["loss"], mutable_state=particle["mutable_state"])
         keys = jax.random.split(rng_key, self.num_particles)
         particles = self.vectorize_particles_fn(single_particle, keys)
-        return {
-            "loss": particles["loss"].mean(),
-            "mutable_state": jax.tree.map(lambda leaf: leaf[0], particles["mutable_state"]),
-        }
+        first = jax.tree.map(lambda leaf: leaf[0], particles["mutable_state"])
+        return Evaluation(particles["loss"].mean(), mutable_state=first)
 
-    def _refine(self, model: Program, guide: Program, prefactors: Prefactors) -> Program:
+    def _refine(self, model: Program, guide: Program, prefactors: objectives.Prefactors) -> Program:
         refined = RefinedGuide(
             unrecorded(model), unrecorded(guide), self.flow, self.sites, prefactors
         )
@@ -207,9 +159,3 @@ class TraceHamiltonian_ELBO(ELBO):
                     "not declare: use numpyro_backend.SVI, or pass elbo.wrap_model(model) as the "
                     "model"
                 )
-
-
-def _three(prefactors: tuple[float, float, float]) -> tuple[float, float, float]:
-    if len(prefactors) != 3:
-        raise ValueError(f"Expected three prefactors; got {prefactors}")
-    return prefactors

@@ -4,84 +4,32 @@
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Callable, Iterable
 from functools import reduce
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 from numpyro.infer.elbo import ELBO
 
-from numpyro_backend.groups import Group
+from numpyro_backend.groups import Group, Rows
 from numpyro_backend.kernels import RBF, Kernel
-from numpyro_backend.mmd import mmd_squared, mmd_squared_normal
+from numpyro_backend.mmd import SUMS
 from numpyro_backend.penalised_elbo import PenalisedELBO, Regularizer
-from numpyro_backend.rows import Rows, normal_rows, pool
+from pyro_infovae._core import objectives
+from pyro_infovae._core.docstrings import documented
+from pyro_infovae._core.mmd import estimate_mmd, estimate_mmd_of_normals
 
-Estimator: TypeAlias = Literal["unbiased", "biased", "closed_form"]
 
-
+@documented(objectives.MMD)
 class TraceMMD_ELBO(PenalisedELBO):
-    r"""The InfoVAE (MMD-VAE) objective for any model and guide.
-
-    .. math::
-        \mathrm{loss} = -E_q[\log p(x \mid z)]
-        + (1 - \alpha) \, \mathrm{KL}(q(z \mid x) \| p(z))
-        + N (\alpha + \lambda - 1) \, \mathrm{MMD}^2(q(z), p(z))
-
-    in nats, summed over the data set of :math:`N` data: like NumPyro's own losses it is scaled to
-    the full size of every subsampled plate. :math:`q(z)` is the aggregated posterior, estimated by
-    the rows of the minibatch; :math:`p(z)` is drawn afresh from the model, with every other latent
-    as the guide drew it.
-
-    Latents with the same stack of plates form a group, whose joint distribution is compared;
-    several groups add up, each with its own :math:`N`.
-
-    Args:
-        alpha: the weight :math:`\alpha \le 1` of the mutual information preference. 0 keeps the
-            KL, 1 removes it (the MMD-VAE).
-        lambd: the weight :math:`\lambda` of the divergence of the aggregated posterior.
-        kernel: a kernel of :mod:`numpyro_backend.kernels`, or any callable ``(x, y) -> matrix``;
-            ``RBF()`` by default.
-        sites: the latents to penalise, by name. By default every reparameterised latent in
-            plates; discrete ones and those outside plates keep the base's treatment.
-        estimator: ``"unbiased"`` (a U-statistic, may be slightly negative), ``"biased"`` (a
-            V-statistic, at least 0) or ``"closed_form"`` (no sampling; one latent per group whose
-            guide and prior are diagonal normals, RBF kernels).
-        prior_draws: draws from the prior per datum.
-        regularizer: a further penalty of yours: a function of each group's
-            :class:`~numpyro_backend.rows.Rows` (latents, data, weights, N) to a scalar in nats.
-        regularizer_weight: the factor on it.
-        base: the ELBO that the penalty is added to; by default the closed-form KL where it is
-            valid, a sampled one otherwise. Its particle settings are the objective's.
-        num_particles: draws per datum of the default base; the penalty pools them.
-        vectorize_particles: how the default base maps over its particles: True for
-            :func:`jax.vmap`, False for :func:`jax.lax.map`, or a callable (function, keys).
-
-    Raises:
-        ValueError: for weights outside the above, an unknown estimator, both ``base`` and particle
-            settings; when used, for ``sites`` that cannot be penalised.
-
-    References:
-        Zhao, Song, Ermon, *InfoVAE: Balancing Learning and Inference in Variational
-        Autoencoders*, arXiv 1706.02262.
+    """The InfoVAE (MMD-VAE) objective for any model and guide.
 
     Example:
-        >>> import jax, numpyro, numpyro.distributions as dist
-        >>> import jax.numpy as jnp
+        $trained
         >>> from numpyro.infer import SVI
         >>> from numpyro_backend import TraceMMD_ELBO
-        >>> def model(x):
-        ...     with numpyro.plate("data", len(x)):
-        ...         z = numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
-        ...         numpyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
-        >>> def guide(x):
-        ...     loc = numpyro.param("loc", jnp.zeros(2))
-        ...     with numpyro.plate("data", len(x)):
-        ...         numpyro.sample("z", dist.Normal(x + loc, 0.4).to_event(1))
         >>> svi = SVI(model, guide, numpyro.optim.Adam(1e-2), loss=TraceMMD_ELBO(lambd=10.0))
         >>> x = jax.random.normal(jax.random.key(0), (32, 2))
         >>> svi.run(jax.random.key(1), 5, x, progress_bar=False).losses.shape
@@ -95,7 +43,7 @@ class TraceMMD_ELBO(PenalisedELBO):
         kernel: Kernel | None = None,
         *,
         sites: Iterable[str] | None = None,
-        estimator: Estimator = "unbiased",
+        estimator: objectives.Estimator = "unbiased",
         prior_draws: int = 1,
         regularizer: Regularizer | None = None,
         regularizer_weight: float = 1.0,
@@ -111,13 +59,7 @@ class TraceMMD_ELBO(PenalisedELBO):
             num_particles=num_particles,
             vectorize_particles=vectorize_particles,
         )
-        _check_weights(alpha, lambd)
-        if estimator not in get_args(Estimator):
-            raise ValueError(
-                f"Expected estimator to be one of {get_args(Estimator)}; got {estimator!r}"
-            )
-        if prior_draws < 1:
-            raise ValueError(f"Expected prior_draws of at least 1; got {prior_draws}")
+        objectives.check_mmd(alpha, lambd, estimator, prior_draws)
         self.alpha = alpha
         self.lambd = lambd
         self.kernel = RBF() if kernel is None else kernel
@@ -141,70 +83,44 @@ class TraceMMD_ELBO(PenalisedELBO):
         return reduce(operator.add, (self._group_penalty(group) for group in groups))
 
     def _group_penalty(self, group: Group) -> Float[Array, ""]:
-        posterior = group.posterior
-        return posterior.total * self.mmd_weight * self._mmd_squared(group, posterior)
+        return group.posterior.num_data * self.mmd_weight * self._mmd_squared(group)
 
-    def _mmd_squared(self, group: Group, posterior: Rows) -> Float[Array, ""]:
+    def _mmd_squared(self, group: Group) -> Float[Array, ""]:
         if self.estimator == "closed_form":
-            return self._closed_form(group, posterior)
-        prior = group.prior(self.prior_draws)
-        return mmd_squared(
+            return self._closed_form(group)
+        posterior, prior = group.posterior, group.prior(self.prior_draws)
+        return estimate_mmd(
+            SUMS,
             posterior.values,
             prior.values,
             self.kernel,
             estimator=self.estimator,
             x_weights=posterior.weights,
             y_weights=prior.weights,
-            num_data=posterior.num_data,
+            batch_size=posterior.batch_size,
         )
 
-    def _closed_form(self, group: Group, posterior: Rows) -> Float[Array, ""]:
-        if len(group.names) > 1:
-            raise ValueError(
-                f"estimator='closed_form' takes one latent per stack of plates; got "
-                f"{list(group.names)}, whose joint distribution need not be normal: name one of "
-                "them in sites, or use estimator='unbiased'"
-            )
-        (name,) = group.names
-        q_loc, q_scale = _normals(group, name, "guide")
-        p_loc, p_scale = _normals(group, name, "model")
-        return mmd_squared_normal(
-            q_loc,
-            q_scale,
-            p_loc,
-            p_scale,
+    def _closed_form(self, group: Group) -> Float[Array, ""]:
+        objectives.check_one_latent(group.names)
+        q, p = _normals(group, "guide"), _normals(group, "model")
+        return estimate_mmd_of_normals(
+            SUMS,
+            (q.latents["loc"], q.latents["scale"]),
+            (p.latents["loc"], p.latents["scale"]),
             self.kernel,
-            x_weights=posterior.weights,
-            y_weights=posterior.weights,
-            num_data=posterior.num_data,
+            x_weights=q.weights,
+            y_weights=p.weights,
+            batch_size=q.batch_size,
         )
 
 
-def _normals(
-    group: Group, name: str, program: str
-) -> tuple[Float[Array, "rows features"], Float[Array, "rows features"]]:
-    rows = jax.vmap(lambda run: normal_rows(name, getattr(run, program), run.model))(group.runs)
-    if rows is None:
+def _normals(group: Group, program: str) -> Rows:
+    """The locations and scales of the diagonal normals that a latent is drawn from."""
+    normals = group.normals(operator.attrgetter(program))
+    if normals is None:
+        (name,) = group.names
         raise ValueError(
             f"estimator='closed_form' needs a diagonal normal at site '{name}'; the {program} "
             f"has {getattr(group.runs, program)[name].kind}: use estimator='unbiased'"
         )
-    return pool(rows)
-
-
-def _check_weights(alpha: float, lambd: float) -> None:
-    if not alpha <= 1:
-        raise ValueError(
-            f"Expected alpha <= 1; got alpha={alpha}, which would reward the KL without bound"
-        )
-    if not alpha + lambd >= 1:
-        raise ValueError(
-            f"Expected alpha + lambd >= 1; got alpha={alpha}, lambd={lambd}, which would maximise "
-            "the discrepancy between q(z) and p(z): raise lambd"
-        )
-    if alpha + lambd == 1:
-        warnings.warn(
-            f"alpha={alpha}, lambd={lambd} give the MMD a weight of alpha + lambd - 1 = 0: the "
-            "objective is the base ELBO with a KL weight of 1 - alpha",
-            stacklevel=3,
-        )
+    return normals

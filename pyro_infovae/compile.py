@@ -4,15 +4,18 @@ r"""Training steps whose loss and gradients are captured once and replayed, free
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Any, Literal, TypeAlias, get_args
 
 import pyro
 import torch
 from pyro.infer.elbo import ELBO
 from pyro.infer.util import torch_item
+from torch import Tensor
 
 from pyro_infovae._arrays.random_state import RandomState
 from pyro_infovae._compiled_step.captured_step import CapturedStep, capture
+from pyro_infovae._compiled_step.guards import Call, elbos, take_apart
 from pyro_infovae._compiled_step.observed_step import Observation, observe
 from pyro_infovae._compiled_step.parameter_update import (
     Optim,
@@ -21,11 +24,8 @@ from pyro_infovae._compiled_step.parameter_update import (
     clear_gradients,
     gradients_apart,
 )
-from pyro_infovae._compiled_step.step_call import Call, take_apart
-from pyro_infovae._compiled_step.step_check import check_agreement, check_unwritten
-from pyro_infovae._compiled_step.step_graph import Symbolic
-from pyro_infovae._compiled_step.surroundings import surroundings
-from pyro_infovae._traces.runs import Program
+from pyro_infovae._core.docstrings import documented
+from pyro_infovae._traces.recording import Program
 
 Backend: TypeAlias = Literal["inductor"]
 
@@ -33,6 +33,7 @@ MAX_CAPTURES = 8
 """The captures that are kept; making more is warned of."""
 
 
+@documented("")
 class CompiledSVI:
     r"""Stochastic variational inference with a compiled step: :class:`pyro.infer.SVI`, faster.
 
@@ -59,8 +60,8 @@ class CompiledSVI:
     Under :class:`~pyro_infovae.TraceHamiltonian_ELBO`, a captured step keeps what ``SVI`` computes
     twice: it is quicker, and its memory grows with the number of leapfrog steps.
 
-    A step whose loss is not finite, or whose gradients are not where the objective minds, is taken
-    again by Pyro itself, from the same random numbers.
+    A step whose loss is not finite is taken again by Pyro itself, from the same random numbers. So
+    is one whose gradients are not finite, under an objective that leaves such gradients out.
 
     Args:
         model: the model.
@@ -82,16 +83,8 @@ class CompiledSVI:
         Deep Learning in Python*, arXiv 2112.08429.
 
     Example:
-        >>> import pyro, pyro.distributions as dist, torch
+        $trained
         >>> from pyro_infovae import TraceMMD_ELBO
-        >>> def model(x):
-        ...     with pyro.plate("data", len(x)):
-        ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-        ...         pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
-        >>> def guide(x):
-        ...     loc = pyro.param("loc", torch.zeros(2))
-        ...     with pyro.plate("data", len(x)):
-        ...         pyro.sample("z", dist.Normal(x + loc, 0.4).to_event(1))
         >>> svi = CompiledSVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), TraceMMD_ELBO())
         >>> x = torch.randn(64, 2)
         >>> losses = [svi.step(x) for _ in range(3)]  # the third one is replayed
@@ -106,11 +99,12 @@ class CompiledSVI:
         *,
         backend: Backend | None = None,
     ) -> None:
-        if not hasattr(loss, "differentiable_loss"):
-            raise TypeError(
-                f"Expected a loss that has a differentiable_loss, such as Trace_ELBO(); got "
-                f"{type(loss).__name__}: train with pyro.infer.SVI, or use another"
-            )
+        for part in (loss, *elbos(loss)):
+            if not hasattr(part, "differentiable_loss"):
+                raise TypeError(
+                    f"Expected a loss that has a differentiable_loss, such as Trace_ELBO(); got "
+                    f"{type(part).__name__}: train with pyro.infer.SVI, or use another"
+                )
         if getattr(loss, "gather", False):
             raise ValueError(
                 f"Expected a loss of one process; got {type(loss).__name__}(gather=True), whose "
@@ -142,17 +136,18 @@ class CompiledSVI:
             RuntimeError: for a captured step that differs from Pyro's.
         """
         call = take_apart(args, kwargs)
-        captured = self._find(call)
+        captured = next((step for step in self._captured if step.change(call) is None), None)
         if captured is None:
             return self._step_and_capture(call, args, kwargs)
         random_state = RandomState.now()
         outputs = captured.replay(call)
         if not outputs.is_finite:
             random_state.restore()
-            return self._step_by_pyro(captured, args, kwargs)
-        for place, update in zip(captured.buffers, outputs.buffers, strict=True):
-            place.value.copy_(update)
-        for name, gradient in zip(captured.trained, outputs.gradients, strict=True):
+            trained = [captured.leaves[name] for name in outputs.gradients]
+            return self._step_by_pyro(trained, args, kwargs)
+        for source, update in zip(captured.buffers, outputs.buffers, strict=True):
+            source.value.copy_(update)
+        for name, gradient in outputs.gradients.items():
             add_gradient(captured.leaves[name], gradient)
         self._update(captured.leaves.values())
         return outputs.loss
@@ -167,15 +162,11 @@ class CompiledSVI:
         with torch.no_grad():
             return float(torch_item(self.loss.loss(self.model, self.guide, *args, **kwargs)))
 
-    def _find(self, call: Call) -> CapturedStep | None:
-        return next((step for step in self._captured if step.change(call) is None), None)
-
     def _step_by_pyro(
-        self, captured: CapturedStep, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, trained: Iterable[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> float:
         """A step whose loss or gradient is not finite, to which the objective may object."""
-        for name in captured.trained:
-            leaf = captured.leaves[name]
+        for leaf in trained:
             if leaf.grad is None:
                 leaf.grad = torch.zeros_like(leaf)  # as Pyro leaves it after a step
         observation = self._observe(args, kwargs)
@@ -206,43 +197,24 @@ class CompiledSVI:
         return observe(lambda: self.loss.loss_and_grads(self.model, self.guide, *args, **kwargs))
 
     def _capture(self, call: Call, observation: Observation, before: RandomState) -> None:
-        around = surroundings(
-            self.loss,
-            (self.model, self.guide),
-            observation.modules,
-            observation.leaves,
-            changed=observation.changed,
-        )
-        captured = capture(
-            self.loss,
-            self.model,
-            self.guide,
-            call,
-            observation,
-            around,
-            symbolic=self._symbolic(call),
-        )
-        only_read = [*captured.graph.constants, *around.tensors]
-        versions = [tensor._version for tensor in only_read]
+        symbolic = self._symbolic(call)
+        captured = capture(self.loss, self.model, self.guide, call, observation, symbolic=symbolic)
         before.restore()
-        outputs = captured.replay(call, observation.before)
-        if not (outputs.is_finite and observation.is_finite):
-            return  # nothing to compare with; a later step will do
-        check_unwritten(only_read, versions)
-        check_agreement(captured, outputs, observation)
+        if not captured.check(call, observation):
+            return  # a later step will do
         if self.backend == "inductor":
             captured = captured.by_inductor(call)
         self._keep(captured, call)
 
-    def _symbolic(self, call: Call) -> tuple[Symbolic, ...]:
+    def _symbolic(self, call: Call) -> list[list[bool]]:
         """The sizes that have differed before, which a graph may leave open."""
-        free = [[False] * len(shape) for shape in call.shapes]
-        if self.backend is None:
-            for captured in self._captured:
-                if captured.call.change(call) is None:
-                    for i, sizes in enumerate(captured.differing(call)):
-                        free[i] = [a or b for a, b in zip(free[i], sizes, strict=True)]
-        return tuple(map(tuple, free))
+        alike = [step.call for step in self._captured if step.call.change(call) is None]
+        if self.backend is not None:
+            alike = []  # inductor compiles for the sizes of one call
+        return [
+            [any(size != other.shapes[i][dim] for other in alike) for dim, size in enumerate(shape)]
+            for i, shape in enumerate(call.shapes)
+        ]
 
     def _keep(self, captured: CapturedStep, call: Call) -> None:
         self._num_captures += 1

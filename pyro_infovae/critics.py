@@ -18,34 +18,24 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn.functional import linear
 
-from pyro_infovae._arrays.blocks import score_in_blocks
-from pyro_infovae._arrays.layers import Activation, activated_layers, encode
+from pyro_infovae._arrays.layers import Activation, activated_layers, encode, score_in_blocks
+from pyro_infovae._core import critics as _shared
+from pyro_infovae._core.critics import BLOCK_ROWS, check_scores
+from pyro_infovae._core.docstrings import documented
 
-# 16 MB for each layer of 256 units in float32.
-BLOCK_ROWS = 16384
+__all__ = [
+    "BLOCK_ROWS",
+    "ConcatCritic",
+    "SeparableCritic",
+    "check_scores",
+    "is_projecting",
+    "score_all_pairs",
+]
 
 
+@documented(_shared.CONCAT_CRITIC)
 class ConcatCritic(torch.nn.Module):
-    r"""A network on x and z side by side, after an encoder of each if given.
-
-    .. math:: T(x, z) = \mathrm{MLP}([e_x(x), e_z(z)])
-
-    The usual critic of MINE and InfoMax-VAE, where it is also called a mutual information chain. It
-    can learn any T, and scores n² pairs in n² passes of its layers after the first.
-
-    Args:
-        x_dim: features of x: the product of its event dims, or the width of `x_encoder`'s output.
-        z_dim: features of z, or the width of `z_encoder`'s output.
-        hidden: widths of the hidden layers.
-        activation: a module class, or any elementwise function of a tensor.
-        x_encoder: module that takes x in its own shape, a convolutional network say; x is
-            flattened to (rows, x_dim) if not given.
-        z_encoder: module that takes z (rows, features).
-
-    Source:
-        Belghazi et al., "MINE: Mutual Information Neural Estimation", arXiv 1801.04062; Rezaabad,
-        Vishwanath, "Learning Representations by Maximizing Mutual Information in Variational
-        Autoencoders", arXiv 1912.13361.
+    """A network on x and z side by side, after an encoder of each if given.
 
     Example:
         >>> critic = ConcatCritic(x_dim=28 * 28, z_dim=8)
@@ -78,7 +68,7 @@ class ConcatCritic(torch.nn.Module):
         Raises:
             ValueError: if x and z differ in rows, or their features from x_dim and z_dim.
         """
-        _check_rows(x, z)
+        _shared.check_rows(x, z)
         features = torch.cat(self._encode(x, z), 1)
         scores: Tensor = self.rest(self.first(features)).squeeze(1)
         return scores
@@ -100,33 +90,14 @@ class ConcatCritic(torch.nn.Module):
 
     def _encode(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         return (
-            encode("x", x, self.x_dim, self.x_encoder, z.dtype),
-            encode("z", z, self.z_dim, self.z_encoder, z.dtype),
+            encode("x", x, self.x_dim, self.x_encoder, z),
+            encode("z", z, self.z_dim, self.z_encoder, z),
         )
 
 
+@documented(_shared.SEPARABLE_CRITIC)
 class SeparableCritic(torch.nn.Module):
-    r"""The inner product of an embedding of x and an embedding of z.
-
-    .. math:: T(x, z) = f(e_x(x)) \cdot g(e_z(z))
-
-    All n² pairs cost 2n passes of the networks and one matrix product, so it suits many negatives;
-    T has rank `embed_dim` at most. The product is not divided by :math:`\sqrt{\texttt{embed_dim}}`:
-    with the usual initial weights the scores start near 0 anyway, and the learning rate is kept.
-
-    Args:
-        x_dim: features of x: the product of its event dims, or the width of `x_encoder`'s output.
-        z_dim: features of z, or the width of `z_encoder`'s output.
-        hidden: widths of the hidden layers of both f and g.
-        embed_dim: width of the embeddings.
-        activation: a module class, or any elementwise function of a tensor.
-        x_encoder: module that takes x in its own shape, a convolutional network say; x is
-            flattened to (rows, x_dim) if not given.
-        z_encoder: module that takes z (rows, features).
-
-    Source:
-        van den Oord, Li, Vinyals, "Representation Learning with Contrastive Predictive Coding",
-        arXiv 1807.03748; compared with the other in Poole et al., arXiv 1905.06922.
+    """The inner product of an embedding of x and an embedding of z.
 
     Example:
         >>> critic = SeparableCritic(x_dim=28 * 28, z_dim=8)
@@ -164,7 +135,7 @@ class SeparableCritic(torch.nn.Module):
         Raises:
             ValueError: if x and z differ in rows, or their features from x_dim and z_dim.
         """
-        _check_rows(x, z)
+        _shared.check_rows(x, z)
         return self.score_projected(*self.project(x, z))
 
     def all_pairs(
@@ -179,8 +150,8 @@ class SeparableCritic(torch.nn.Module):
     ) -> tuple[Float[Tensor, " n width"], Float[Tensor, " m width"]]:
         """Each side's embedding."""
         return (
-            self.x_embedding(encode("x", x, self.x_dim, self.x_encoder, z.dtype)),
-            self.z_embedding(encode("z", z, self.z_dim, self.z_encoder, z.dtype)),
+            self.x_embedding(encode("x", x, self.x_dim, self.x_encoder, z)),
+            self.z_embedding(encode("z", z, self.z_dim, self.z_encoder, z)),
         )
 
     def score_projected(
@@ -190,6 +161,7 @@ class SeparableCritic(torch.nn.Module):
         return (x * z).sum(-1)
 
 
+@documented(_shared.SCORE_ALL_PAIRS)
 def score_all_pairs(
     critic: torch.nn.Module,
     x: Shaped[Tensor, " n *event"],
@@ -197,24 +169,7 @@ def score_all_pairs(
     *,
     block_rows: int = BLOCK_ROWS,
 ) -> Float[Tensor, " n m"]:
-    r"""Score every x with every z.
-
-    A critic with a method `all_pairs(x, z)` does it its own way. Any other is called on blocks of
-    pairs, whose inner values are computed again in the backward pass, so that memory stays bounded
-    by one block; a `ConcatCritic` computes its encoders and first layer only once per row. A
-    subclass with a `forward` of its own is called as any other critic.
-
-    Args:
-        critic: module that maps (rows, \*event) and (rows, features) to (rows,) scores.
-        x: data, shape (n, \*event).
-        z: codes, shape (m, features).
-        block_rows: most pairs in one block.
-
-    Returns:
-        Scores, entry (i, j) that of x_i and z_j.
-
-    Raises:
-        ValueError: if `block_rows` is not positive, or the critic's scores have another shape.
+    """Score every x with every z.
 
     Example:
         >>> critic = ConcatCritic(x_dim=3, z_dim=2)
@@ -226,11 +181,7 @@ def score_all_pairs(
     all_pairs = _all_pairs_of(critic)
     if all_pairs is not None:
         scores = all_pairs(x, z)
-        if scores.shape != (x.shape[0], z.shape[0]):
-            raise ValueError(
-                f"Expected critic.all_pairs(x, z) of shape {(x.shape[0], z.shape[0])}; "
-                f"got {tuple(scores.shape)}"
-            )
+        _shared.check_all_pairs(scores, x, z)
         return scores
     if is_projecting(critic):
         grid = partial(_score_projected_grid, critic)
@@ -254,27 +205,6 @@ def is_projecting(critic: torch.nn.Module) -> TypeGuard[ConcatCritic | Separable
     return isinstance(critic, own) and type(critic).forward in {each.forward for each in own}
 
 
-def check_scores(scores: Shaped[Tensor, " *shape"], rows: int) -> None:
-    """Check that a critic returned one score per row.
-
-    Args:
-        scores: what critic(x, z) returned.
-        rows: rows of x and z.
-
-    Raises:
-        ValueError: if `scores` is not of shape (rows,).
-
-    Example:
-        >>> check_scores(torch.zeros(5), rows=5)
-    """
-    if scores.shape == (rows,):
-        return
-    remedy = "squeeze its last dimension" if scores.shape == (rows, 1) else "one score per row"
-    raise ValueError(
-        f"Expected critic(x, z) of shape ({rows},); got {tuple(scores.shape)}: {remedy}"
-    )
-
-
 def _all_pairs_of(critic: torch.nn.Module) -> Callable[[Tensor, Tensor], Tensor] | None:
     """A critic's own way to score all pairs, where it says what calling the critic does."""
     all_pairs: Callable[[Tensor, Tensor], Tensor] | None = getattr(critic, "all_pairs", None)
@@ -293,11 +223,3 @@ def _score_grid(critic: torch.nn.Module, x: Tensor, z: Tensor) -> Tensor:
     scores: Tensor = critic(x, z)
     check_scores(scores, rows * columns)
     return scores.view(rows, columns)
-
-
-def _check_rows(x: Tensor, z: Tensor) -> None:
-    if x.shape[0] != z.shape[0]:
-        raise ValueError(
-            f"Expected x and z with the same number of rows; got {x.shape[0]} and {z.shape[0]}: "
-            "score_all_pairs scores every x with every z"
-        )

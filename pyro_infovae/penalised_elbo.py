@@ -5,40 +5,31 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from functools import reduce
 from typing import Any, TypeAlias
 
+import torch
 from pyro.infer import (
     JitTrace_ELBO,
     JitTraceEnum_ELBO,
     JitTraceGraph_ELBO,
     ReweightedWakeSleep,
-    TraceEnum_ELBO,
-    TraceGraph_ELBO,
 )
 from pyro.infer.elbo import ELBO, ELBOModule
 from pyro.infer.trace_mean_field_elbo import JitTraceMeanField_ELBO
-from pyro.infer.util import torch_item
-from pyro.util import warn_if_nan
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from pyro_infovae._arrays.gathering import same_draws
-from pyro_infovae._objectives.base_elbo import (
-    TensorLoss,
-    TraceAnalyticKL_ELBO,
-    has_tensor_loss,
-    take_step,
-    tensor_loss,
-)
-from pyro_infovae._traces.gathered_rows import gather
-from pyro_infovae._traces.runs import Program, Recorder
-from pyro_infovae.groups import Group
-from pyro_infovae.rows import Rows, group_by_plates
-from pyro_infovae.sites import Selection
+from pyro_infovae._core.evaluation import Evaluation
+from pyro_infovae._core.objectives import check_scalar
+from pyro_infovae._core.rows import Selection, group_by_plates
+from pyro_infovae._objectives.objective import Objective, TraceAnalyticKL_ELBO, evaluate
+from pyro_infovae._traces.recording import Program, Recorder
+from pyro_infovae.groups import Group, Rows
 
 Regularizer: TypeAlias = Callable[[Rows], Tensor]
 
@@ -51,7 +42,7 @@ _REFUSED_BASES = (
 )
 
 
-class PenalisedELBO(ELBO):
+class PenalisedELBO(Objective):
     r"""A base ELBO with a weight :math:`w` on the KL of some latents, plus a penalty on their rows.
 
     .. math::
@@ -63,7 +54,7 @@ class PenalisedELBO(ELBO):
     Args:
         sites: the latents, by name; None selects every reparameterised latent in plates.
         regularizer: a further penalty of the user's: a function of each group's
-            :class:`~pyro_infovae.rows.Rows`, observed data included, to a scalar in nats.
+            :class:`~pyro_infovae.groups.Rows`, observed data included, to a scalar in nats.
         regularizer_weight: the factor on it.
         gather: whether the penalties see the rows of all ranks of the default process group.
         base: the ELBO below the penalty. Its particle settings are the objective's.
@@ -106,15 +97,13 @@ class PenalisedELBO(ELBO):
                 f"Expected a base ELBO that runs model and guide in every step; got "
                 f"{type(base).__name__}: use one such as Trace_ELBO()"
             )
-        if isinstance(sites, str):
-            sites = (sites,)
         super().__init__(
             num_particles=base.num_particles,
             vectorize_particles=base.vectorize_particles,
             retain_graph=base.retain_graph,
         )
         self.base = base
-        self.sites = None if sites is None else frozenset(sites)
+        self.sites = Selection.of(type(self).__name__, sites).names
         self.regularizer = regularizer
         self.regularizer_weight = regularizer_weight
         self.gather = gather
@@ -139,142 +128,35 @@ class PenalisedELBO(ELBO):
     def penalty(self, groups: list[Group]) -> Tensor:
         """The penalty in nats: a differentiable scalar."""
 
-    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The loss in nats, as a float.
-
-        Args:
-            model: the model.
-            guide: the guide.
-            *args: positional arguments of both.
-            **kwargs: keyword arguments of both.
-        """
-        recorder = self._recorder()
-        value = self.base.loss(recorder.model(model), recorder.guide(guide), *args, **kwargs)
-        penalty = torch_item(self._penalties(recorder, model, args, kwargs))
-        warn_if_nan(penalty, "penalty")
-        return float(value + penalty)
-
-    def differentiable_loss(
-        self, model: Program, guide: Program, *args: Any, **kwargs: Any
-    ) -> Tensor:
-        """The loss in nats, as a scalar tensor to differentiate; nothing waits for the device.
-
-        Args:
-            model: the model.
-            guide: the guide.
-            *args: positional arguments of both.
-            **kwargs: keyword arguments of both.
-
-        Raises:
-            NotImplementedError: when the base has no differentiable loss.
-        """
-        recorder = self._recorder()
-        recorded = recorder.model(model), recorder.guide(guide)
-        if has_tensor_loss(self.base):
-            value = tensor_loss(self.base, *recorded, args, kwargs)
-        elif hasattr(self.base, "differentiable_loss"):
-            value = self.base.differentiable_loss(*recorded, *args, **kwargs)
-        else:
-            raise NotImplementedError(
-                f"{type(self.base).__name__} has no differentiable_loss: use loss_and_grads, as "
-                "SVI does, or another base"
-            )
-        return value + self._penalties(recorder, model, args, kwargs)
-
-    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The loss in nats, as a float, after adding its gradient to every parameter's ``grad``.
-
-        Args:
-            model: the model.
-            guide: the guide.
-            *args: positional arguments of both.
-            **kwargs: keyword arguments of both.
-        """
-        if has_tensor_loss(self.base):
-            return self.guarded(lambda: take_step(self, model, guide, args, kwargs))
-        recorder = self._recorder()
-        recorded = recorder.model(model), recorder.guide(guide)
-        with _graph_retained(self.base):
-            value = self.base.loss_and_grads(*recorded, *args, **kwargs)
-        penalty = self._penalties(recorder, model, args, kwargs)
-        if penalty.requires_grad:
-            penalty.backward(retain_graph=self.retain_graph)
-        warn_if_nan(torch_item(penalty), "penalty")
-        return float(value + torch_item(penalty))
-
-    def guarded(self, step: Callable[[], float]) -> float:
-        """Run a step that adds gradients; the base may take them back."""
-        if isinstance(self.base, TensorLoss | PenalisedELBO):
-            return self.base.guarded(step)
-        return step()
-
-    def accepts(self, loss: float) -> bool:
-        """Whether a loss may be differentiated, as the base says; warns where not, or if nan."""
-        if isinstance(self.base, TensorLoss | PenalisedELBO):
-            return self.base.accepts(loss)
-        warn_if_nan(loss, "loss")
-        return True
+    def evaluate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Evaluation:
+        """Evaluate the base on the recorded programs, and add the penalties on their rows."""
+        selection = Selection(type(self).__name__, self.sites, self.base.num_particles)
+        recorder = Recorder(selection, self.kl_weight)
+        base = evaluate(self.base, recorder.model(model), recorder.guide(guide), args, kwargs)
+        runs = recorder.last(1 if self.base.vectorize_particles else self.base.num_particles)
+        groups = [
+            Group(names, runs, model, args, kwargs, self.gather)
+            for names in group_by_plates(runs[0].model, runs[0].selected)
+        ]
+        penalties = self._penalties(groups)
+        return Evaluation(
+            reduce(operator.add, penalties.values(), base.loss),
+            {**base.terms, **{name: penalty.detach() for name, penalty in penalties.items()}},
+            base.finite,
+        )
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
         return self.base._get_trace(model, guide, args, kwargs)
 
-    def _recorder(self) -> Recorder:
-        selection = Selection(type(self).__name__, self.sites, self.base.num_particles)
-        return Recorder(selection, self.kl_weight)
+    def _penalties(self, groups: list[Group]) -> dict[str, Tensor]:
+        """By name, in nats. What they draw is the same on all ranks whose rows they share."""
+        with same_draws() if self.gather else nullcontext():
+            penalties = {type(self).__name__: self.penalty(groups)}
+            if self.regularizer is not None:
+                values = torch.stack([self._regularizer_of(group) for group in groups])
+                penalties["regularizer"] = self.regularizer_weight * values.sum()
+        return penalties
 
-    def _penalties(
-        self, recorder: Recorder, model: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor:
-        runs = recorder.last(1 if self.base.vectorize_particles else self.base.num_particles)
-        groups = [
-            Group(names, tuple(runs), model, args, kwargs)
-            for names in group_by_plates(runs[0].model, runs[0].selected)
-        ]
-        penalty = self.penalty(groups)
-        if self.regularizer is not None:
-            for group in groups:
-                penalty = penalty + self.regularizer_weight * self._regularize(group)
-        return penalty
-
-    def _regularize(self, group: Group) -> Tensor:
+    def _regularizer_of(self, group: Group) -> Tensor:
         assert self.regularizer is not None
-        (rows,) = self._gathered(replace(group.posterior, data=group.data))
-        with self._drawing_alike():
-            value = self.regularizer(rows)
-        if value.shape != ():
-            raise ValueError(
-                f"Expected regularizer(rows) to be a scalar; got shape {tuple(value.shape)} for "
-                f"the rows of {list(group.names)}: sum or average over the rows"
-            )
-        return value
-
-    def _gathered(self, *parts: Rows) -> tuple[Rows, ...]:
-        """The rows that a penalty sees: of all ranks, or of this one."""
-        return gather(*parts) if self.gather else parts
-
-    def _drawing_alike(self) -> AbstractContextManager[None]:
-        """What a penalty draws after it has gathered is the same on all ranks."""
-        return same_draws() if self.gather else nullcontext()
-
-
-@contextmanager
-def _graph_retained(base: ELBO) -> Iterator[None]:
-    """Let the base's own backward keep the graph that the penalty shares with it."""
-    heeds = isinstance(base, PenalisedELBO | TraceEnum_ELBO | TraceGraph_ELBO)
-    before = base.retain_graph
-    base.retain_graph = True
-    try:
-        with nullcontext() if heeds else _RetainGraph():
-            yield
-    finally:
-        base.retain_graph = before
-
-
-class _RetainGraph(TorchFunctionMode):
-    """For bases such as RenyiELBO, which do not heed their own ``retain_graph``."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        retained = {"retain_graph": True} if func is Tensor.backward else {}
-        return func(*args, **{**(kwargs or {}), **retained})
+        return check_scalar(self.regularizer(group.with_data(group.own_data)), group.names)

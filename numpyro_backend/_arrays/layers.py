@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The layers critics are made of."""
+"""What critics are made of: layers, and the scores of all pairs in blocks."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Shaped
+
+from pyro_infovae._core.critics import check_encoded, flattened
 
 Activation = Callable[[Array], Array]
 Params = Mapping[str, Any]
@@ -73,25 +75,37 @@ def encode(
     width: int,
     encoder: Encoder | None,
     params: Params,
-    dtype: jnp.dtype[Any],
+    like: Float[Array, "*axes"],
 ) -> Float[Array, " rows {width}"]:
     """Rows of `width` features: what the encoder makes, or the event dims flattened."""
-    rows = values.shape[0]
     if encoder is not None:
         features = encoder.apply(params[f"{name}_encoder"], values)
-        if features.shape != (rows, width):
-            raise ValueError(
-                f"Expected {name}_encoder({name}) of shape ({rows}, {width}); got "
-                f"{features.shape}: {name}_dim is the width of the encoder's output"
-            )
-        return features
-    features = values.reshape(rows, math.prod(values.shape[1:]))
-    if features.shape[1] != width:
-        raise ValueError(
-            f"Expected {name} with {width} features in each row; got {features.shape[1]} in "
-            f"{values.shape}: pass {name}_dim={features.shape[1]}, or an encoder"
-        )
-    return features.astype(dtype)
+        return check_encoded(name, features, values.shape[0], width)
+    return flattened(name, values, width, like)
+
+
+def score_in_blocks(
+    score_grid: Callable[[Array, Array], Array],
+    x: Shaped[Array, " n *event"],
+    z: Float[Array, " m features"],
+    block_rows: int,
+) -> Float[Array, " n m"]:
+    """Put together score_grid of blocks of at most `block_rows` pairs, recomputed backward."""
+    n, m = x.shape[0], z.shape[0]
+    columns = min(m, block_rows)
+    rows = block_rows // columns
+    if n <= rows and m <= columns:
+        return score_grid(x, z)
+    x_blocks, z_blocks = _blocks(x, rows), _blocks(z, columns)
+    strips, width = x_blocks.shape[0], z_blocks.shape[0]
+
+    @jax.checkpoint
+    def score_block(index: Array) -> Array:
+        return score_grid(x_blocks[index // width], z_blocks[index % width])
+
+    scores = jax.lax.map(score_block, jnp.arange(strips * width))
+    grid = scores.reshape(strips, width, rows, columns).swapaxes(1, 2)
+    return grid.reshape(strips * rows, width * columns)[:n, :m]
 
 
 def _init_linear(
@@ -105,3 +119,10 @@ def _init_linear(
         ),
         "bias": jax.random.uniform(bias_key, (width_out,), minval=-bound, maxval=bound),
     }
+
+
+def _blocks(values: Array, rows: int) -> Array:
+    """Blocks of equally many rows, the last one filled up with copies of the last row."""
+    missing = -values.shape[0] % rows
+    filled = jnp.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1), mode="edge")
+    return filled.reshape(-1, rows, *values.shape[1:])

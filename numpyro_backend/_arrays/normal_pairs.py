@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from numpyro_backend._arrays.pair_sums import BLOCK_ROWS, RowSums, Sample
+from numpyro_backend._arrays.pair_sums import BLOCK_ROWS, RowSums, average
+from pyro_infovae._core.mmd import Periods, Sample
 
 
 class _Normals(NamedTuple):
@@ -115,3 +116,10 @@ def _by_feature(x: Sample) -> _Normals:
     loc, scale = (a.T for a in x.rows)
     weights = jnp.ones_like(loc[:1]) if x.weights is None else x.weights[None]
     return _Normals(loc, scale, scale * scale, weights)
+
+
+def average_normal(
+    lengthscales: tuple[float, ...], x: Sample, y: Sample, periods: Periods
+) -> Float[Array, ""]:
+    """The estimate by sums of RBF kernels of diagonal normals."""
+    return average(NormalPairs(lengthscales), x, y, periods)

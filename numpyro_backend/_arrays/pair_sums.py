@@ -7,12 +7,16 @@ the gradient. Both are worked out while a block of pairs is at hand, so that no 
 exists at a time; backward only scales the gradient.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+from pyro_infovae._core.kernels import RadialKernel
+from pyro_infovae._core.mmd import Periods, Sample, coefficients
 
 BLOCK_ROWS = 2**10
 """Rows on either side of a block of pairs: few megabytes, yet few blocks."""
@@ -22,21 +26,6 @@ Side = Any
 
 RowSums = tuple[Float[Array, "_ n"], ...]
 """The kernel's row sums (1, n) and, if asked for, those of its derivatives."""
-
-
-class Sample(NamedTuple):
-    """Rows, described by one or more arrays (n, d), and their weights; None for ones."""
-
-    rows: tuple[Array, ...]
-    weights: Float[Array, " n"] | None
-
-
-class Periods(NamedTuple):
-    """The pairs each sum leaves out: ``i % period == j % period``; None keeps all."""
-
-    xx: int | None = None
-    yy: int | None = None
-    xy: int | None = None
 
 
 Coefficients = tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]
@@ -200,3 +189,96 @@ def _left_out(n: int, m: int, shift: Array | int, period: int | None) -> Bool[Ar
 
 def _total(sums: Float[Array, "1 n"], sample: Sample) -> Float[Array, ""]:
     return sums.sum() if sample.weights is None else (sums[0] * sample.weights).sum()
+
+
+class _Points(NamedTuple):
+    r"""Centred points, and factors with left_i · right_j = ‖x_i - y_j‖²."""
+
+    left: Float[Array, "d+2 n"]
+    right: Float[Array, "d+2 n"]
+    weights: Float[Array, "1 n"]
+    moments: Float[Array, "d+1 n"]
+
+
+@dataclass(frozen=True)
+class RadialPairs:
+    r"""The kernel :math:`k = f(\|x - y\|^2)`.
+
+    Its gradient at x is the sum of :math:`2 f' (x - y)`: row sums of the slope :math:`f'` times
+    the moments (y, 1).
+    """
+
+    kernel: RadialKernel
+    block_rows: int = BLOCK_ROWS
+
+    def prepare(self, x: Sample, y: Sample) -> tuple[_Points, _Points]:
+        """Centre both samples, for the product to keep its digits, and factor the distances."""
+        centre = jax.lax.stop_gradient((_mean(x) + _mean(y)) / 2)
+        return _factored(x, centre), _factored(y, centre)
+
+    def columns(self, x: _Points, derivatives: bool) -> tuple[int, ...]:
+        """Count the kernel and the moments."""
+        return (1, x.moments.shape[0]) if derivatives else (1,)
+
+    def row_sums(
+        self, x: _Points, y: _Points, left_out: Bool[Array, "n m"] | None, derivatives: bool
+    ) -> tuple[RowSums, RowSums]:
+        """Return the row sums of the kernel and of its slope."""
+        product = x.left.T @ y.right
+        distances, num_features = jnp.where(product < 0, 0, product), x.left.shape[0] - 2
+        if not derivatives:
+            value = _without(left_out, self.kernel.profile(distances, num_features))
+            return (y.weights @ value.T,), (x.weights @ value,)
+        value, slope = (
+            _without(left_out, f) for f in self.kernel.profile_and_slope(distances, num_features)
+        )
+        return (
+            (y.weights @ value.T, y.moments @ slope.T),
+            (x.weights @ value, x.moments @ slope),
+        )
+
+    def gradient(self, x: _Points, sums: RowSums) -> tuple[tuple[Array, ...], Array]:
+        """Return the gradient with respect to the points, and to their weights."""
+        value, moments = sums
+        pulls = x.right[:-2] * moments[-1:] - moments[:-1]
+        return ((2 * x.weights * pulls).T,), value[0]
+
+
+def _without(left_out: Bool[Array, "n m"] | None, pairs: Float[Array, "n m"]) -> Array:
+    return pairs if left_out is None else jnp.where(left_out, 0, pairs)
+
+
+def _mean(x: Sample) -> Float[Array, "1 d"]:
+    """Return the weighted mean, which a masked row does not move; 0 if all are masked."""
+    (points,) = x.rows
+    if x.weights is None:
+        return points.mean(0, keepdims=True)
+    total = x.weights.sum()
+    return x.weights[None] @ points / jnp.where(total > 0, total, 1)
+
+
+def _factored(x: Sample, centre: Float[Array, "1 d"]) -> _Points:
+    points = (x.rows[0] - centre).T
+    squares = (points * points).sum(0, keepdims=True)
+    ones = jnp.ones_like(squares)
+    left = jnp.concatenate([-2 * points, squares, ones])
+    right = jnp.concatenate([points, ones, squares])
+    weights = ones if x.weights is None else x.weights[None]
+    return _Points(left, right, weights, right[:-1] * weights)
+
+
+def average_radial(
+    kernel: RadialKernel, x: Sample, y: Sample, periods: Periods
+) -> Float[Array, ""]:
+    """The estimate by a radial kernel of points."""
+    return average(RadialPairs(kernel), x, y, periods)
+
+
+def average(kernel: PairKernel, x: Sample, y: Sample, periods: Periods) -> Float[Array, ""]:
+    """The estimate by a kernel that can be summed."""
+    # A gradient of JAX's has the dtype of its argument: numbers are put into that of the rows.
+    averaging = [
+        c if isinstance(c, Array) else jnp.full_like(x.rows[0], c, shape=())
+        for c in coefficients(x, y, periods)
+    ]
+    return weighted_mmd(kernel, x, y, periods, tuple(averaging))

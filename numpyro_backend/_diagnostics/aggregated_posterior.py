@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
@@ -18,8 +17,12 @@ from jaxtyping import Bool, Float, Int, Key, Shaped
 from numpyro.distributions import Distribution
 
 from numpyro_backend._arrays.shared_jit import shared_jit
-from numpyro_backend._diagnostics.data_runs import counts_of, first_of_each, minibatches
-from numpyro_backend._traces.data_checks import check_all_drawn, check_densities
+from numpyro_backend._diagnostics.data_runs import (
+    check_all_drawn,
+    check_densities,
+    counts_of,
+    minibatches,
+)
 from numpyro_backend._traces.fresh_draws import (
     Draw,
     FreshDraws,
@@ -28,35 +31,17 @@ from numpyro_backend._traces.fresh_draws import (
     log_prob,
     set_up,
 )
-from numpyro_backend._traces.runs import Program
+from numpyro_backend._traces.recording import Program
+from pyro_infovae._core import information
+from pyro_infovae._core.data_runs import first_of_each
+from pyro_infovae._core.docstrings import documented
+from pyro_infovae._core.information import AggregatedPosterior
 
-_ASKER = "aggregated_posterior"
+_CALLER = "aggregated_posterior"
 _ELEMENTS_PER_CHUNK = 2**23
 
 
-@dataclass(frozen=True)
-class AggregatedPosterior:
-    """The divergence of guide and prior, taken apart; all in nats per datum.
-
-    Attributes:
-        mutual_information: I(x; z), between 0 and log ``num_data``.
-        mutual_information_error: its standard error, over the draws of z.
-        kl: E KL(q(z | x) ‖ p(z)), the sum of the two others.
-        kl_error: its standard error.
-        marginal_kl: KL(q(z) ‖ p(z)).
-        marginal_kl_error: its standard error.
-        num_data: the data that count.
-    """
-
-    mutual_information: float
-    mutual_information_error: float
-    kl: float
-    kl_error: float
-    marginal_kl: float
-    marginal_kl_error: float
-    num_data: int
-
-
+@documented(information.AGGREGATED_POSTERIOR, scored_data="a minibatch")
 def aggregated_posterior(
     rng_key: Key[Array, ""],
     params: Mapping[str, Any],
@@ -68,68 +53,22 @@ def aggregated_posterior(
     chunk_size: int | None = None,
     **kwargs: Any,
 ) -> AggregatedPosterior:
-    r"""Split the KL of the guide into what the code knows of the data, and how far it is off.
-
-    .. math::
-        E_x \, \mathrm{KL}(q(z \mid x) \| p(z)) = I_q(x; z) + \mathrm{KL}(q(z) \| p(z)),
-        \qquad q(z) = \frac1N \sum_{j=1}^N q(z \mid x_j)
-
-    q(z) is evaluated in full, all N data for each draw of z, so nothing but the draws is random:
-    the estimates are unbiased. They are about these N data alone: a code that tells all of them
-    apart has I = log N nats, however much more it could tell of further data. A plate with a
-    ``subsample_size`` is run over all its minibatches.
-
-    Args:
-        rng_key: the key to draw with.
-        params: the values of parameters and mutable sites, by name, ``svi_result.params`` say.
-        model: the model.
-        guide: the guide.
-        *args: positional arguments of both.
-        num_samples: draws of z per datum, at least 2.
-        sites: the latents, by name, in one stack of plates; their joint distribution counts. By
-            default every reparameterised latent in plates.
-        chunk_size: codes to be scored at once under the conditionals of a minibatch; by default
-            so many that no more than 2²³ numbers are held.
-        **kwargs: keyword arguments of both.
-
-    Returns:
-        The three terms and their standard errors.
-
-    Raises:
-        ValueError: for a point mass in the guide, a latent of the model that the guide does not
-            draw, a conditional that changes from run to run (it depends on other latents, or on
-            dropout), a guide that does not draw one code per datum, or more than one subsampled
-            plate.
-
-    References:
-        Hoffman, Johnson, *ELBO surgery: yet another way to carve up the variational evidence lower
-        bound*, NIPS 2016 workshop on approximate Bayesian inference.
+    """Split the KL of the guide into what the code knows of the data, and how far it is off.
 
     Example:
-        >>> import jax, numpyro, numpyro.distributions as dist
-        >>> import jax.numpy as jnp
-        >>> x = jnp.array([-9.0, -3.0, 3.0, 9.0])
-        >>> def model(x):
-        ...     with numpyro.plate("data", len(x)):
-        ...         z = numpyro.sample("z", dist.Normal(0.0, 1.0))
-        ...         numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
-        >>> def guide(x):
-        ...     with numpyro.plate("data", len(x)):
-        ...         numpyro.sample("z", dist.Normal(x, 0.1))
-        >>> report = aggregated_posterior(jax.random.key(0), {}, model, guide, x)
+        $programs
+        >>> x = jnp.array([-90.0, -30.0, 30.0, 90.0])
+        >>> report = aggregated_posterior(key, {}, model, guide, x)
         >>> round(report.mutual_information, 4)  # log 4
         1.3863
     """
-    if num_samples < 2:
-        raise ValueError(f"Expected num_samples >= 2; got {num_samples}")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"Expected chunk_size >= 1; got {chunk_size}")
+    information.check_chunks(num_samples, chunk_size)
     set_up(rng_key, guide, args, kwargs)
-    draws = FreshDraws(_ASKER, model, guide, args, kwargs, sites)
+    draws = FreshDraws(_CALLER, model, guide, args, kwargs, sites)
     outline = draws.outline(rng_key, params)
-    check_all_drawn(_ASKER, outline)
-    check_densities(_ASKER, outline)
-    parts = minibatches(_ASKER, outline)
+    check_all_drawn(_CALLER, outline)
+    check_densities(_CALLER, outline)
+    parts = minibatches(_CALLER, outline)
     keys = jax.random.split(rng_key, (num_samples, len(parts)))
     draw_codes = shared_jit(partial(_draw_codes, draws))
     runs = [
@@ -149,12 +88,7 @@ def aggregated_posterior(
         [log_sum(key, params, *part, values) for key, *part in conditions]
     )
     aggregated = mixture.reshape(posterior.shape) - math.log(len(kept))
-    return AggregatedPosterior(
-        *_mean_and_error((posterior - aggregated)[:, kept]),
-        *_mean_and_error((posterior - prior)[:, kept]),
-        *_mean_and_error((aggregated - prior)[:, kept]),
-        num_data=len(kept),
-    )
+    return AggregatedPosterior.of(posterior[:, kept], prior[:, kept], aggregated[:, kept])
 
 
 class _Codes(NamedTuple):
@@ -250,7 +184,7 @@ def _check_conditionals(
         for name in first:
             if not np.allclose(first[name], second[name], rtol=1e-4, atol=1e-4):
                 raise ValueError(
-                    f"{_ASKER}: q({name} | x) changes from run to run, so that it is not a "
+                    f"{_CALLER}: q({name} | x) changes from run to run, so that it is not a "
                     "function of the data alone: it depends on another latent that the guide "
                     "draws, or on dropout (switch it off)"
                 )
@@ -258,9 +192,3 @@ def _check_conditionals(
 
 def _by_run(runs: Sequence[Sequence[_Codes]], name: str) -> Shaped[np.ndarray, "draws rows"]:
     return np.stack([np.concatenate([getattr(codes, name) for codes in run]) for run in runs])
-
-
-def _mean_and_error(terms: Float[np.ndarray, "draws data"]) -> tuple[float, float]:
-    """The mean, and its standard error over the draws."""
-    variance = terms.var(0, ddof=1).mean() / terms.size
-    return float(terms.mean()), float(np.sqrt(variance))

@@ -3,68 +3,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 from jax import Array
-from jaxtyping import Bool, Int, Key
+from jaxtyping import Bool, Int, Key, Shaped
+from numpyro import handlers
 
 from numpyro_backend._arrays.shared_jit import shared_jit
-from numpyro_backend._diagnostics.data_runs import check_finite, feature_names
-from numpyro_backend._diagnostics.simulation import DataArguments, Simulator
+from numpyro_backend._diagnostics.data_runs import counts_of
 from numpyro_backend._traces.fresh_draws import FreshDraws, set_up
-from numpyro_backend._traces.runs import Program
-from numpyro_backend.rows import Rows, rows_of
+from numpyro_backend._traces.recording import Program, Record
+from pyro_infovae._core import calibration
+from pyro_infovae._core.calibration import (
+    Calibration,
+    Observed,
+    Place,
+    check_simulation,
+    find_places,
+)
+from pyro_infovae._core.data_runs import check_finite, feature_names
+from pyro_infovae._core.docstrings import documented
 from pyro_infovae._core.progress import with_progress
-from pyro_infovae._core.rank_uniformity import chi_square_p_value
+from pyro_infovae._core.rows import Rows, rows_of
+from pyro_infovae._core.sites import Sites
 
-_ASKER = "simulation_based_calibration"
-
-
-@dataclass(frozen=True, eq=False)
-class Calibration:
-    """Ranks of latents among the guide's draws, uniform for an exact posterior.
-
-    For a plot of dimension ``d`` with simultaneous 94% bands in ArviZ::
-
-        uniform = scipy.stats.randint(0, calibration.num_samples + 1)
-        arviz.plot_ecdf(
-            calibration.ranks[:, d],
-            eval_points=numpy.arange(calibration.num_samples + 1),
-            cdf=uniform.cdf,
-            rvs=uniform.rvs,
-            confidence_bands=True,
-        )
-
-    A curve below the diagonal on the left and above it on the right is that of a guide that is too
-    wide, the other way round of one that is too narrow.
-
-    Attributes:
-        ranks: how many of the guide's draws are below the latent that the data were drawn from;
-            a row per datum and simulation.
-        num_samples: the draws, which is the largest rank.
-        dimensions: the name of each dimension: its site's, and a number where there are several.
-    """
-
-    ranks: Int[np.ndarray, "ranks dims"]
-    num_samples: int
-    dimensions: tuple[str, ...]
-
-    @property
-    def p_values(self) -> tuple[float, ...]:
-        """For each dimension, how often ranks as uneven are met where the guide is exact.
-
-        By a chi-square test that takes the rows to be independent. Latents outside their plates
-        make them dependent, and the p-values too small.
-        """
-        return tuple(chi_square_p_value(ranks, self.num_samples + 1) for ranks in self.ranks.T)
+_CALLER = "simulation_based_calibration"
 
 
+@documented(
+    calibration.SIMULATION_BASED_CALIBRATION, rebuilt="; it is run under\n        :func:`jax.jit`"
+)
 def simulation_based_calibration(
     rng_key: Key[Array, ""],
     params: Mapping[str, Any],
@@ -76,71 +52,22 @@ def simulation_based_calibration(
     data_args: DataArguments | None = None,
     sites: Iterable[str] | None = None,
     **kwargs: Any,
-) -> Calibration:
-    r"""Rank latents among the guide's draws, on data that the model draws from them.
-
-    .. math::
-        (z, x) \sim p(z) \, p(x \mid z), \qquad z_1, \dots, z_L \sim q(z \mid x), \qquad
-        r_u = \#\{l : z_{l, u} < z_u\}
-
-    Where q(z | x) is the posterior, every rank 0, ..., L is equally probable. A guide that is too
-    narrow has too many of the lowest and the highest, one that is too wide too many in the middle,
-    one that is off to a side too many of the other. The data are the model's, not the user's: it
-    is the guide that is tested. A guide that ignores the data and draws from the prior passes: see
-    :func:`~numpyro_backend.diagnostics.active_units`.
-
-    Args:
-        rng_key: the key to draw with.
-        params: the values of parameters and mutable sites, by name, ``svi_result.params`` say.
-        model: the model. What it observes is drawn instead, in plates of the same sizes.
-        guide: an amortised guide, a function of the data.
-        *args: positional arguments of both.
-        num_simulations: data sets to draw; each datum of each has ranks.
-        num_samples: the draws L from the guide for each datum.
-        data_args: a function of the data drawn, a dictionary by site name, to the arguments
-            ``(args, kwargs)`` of model and guide; it is run under :func:`jax.jit`. By default each
-            array in the arguments that equals what a site observes is replaced; of a plate with a
-            ``subsample_size``, the rows of the minibatch.
-        sites: the latents, by name, in one stack of plates. By default every reparameterised
-            latent in plates.
-        **kwargs: keyword arguments of both.
-
-    Returns:
-        The ranks, and their p-values. A progress bar is shown where tqdm is installed.
-
-    Raises:
-        ValueError: for a number out of range, a model that observes nothing or what is none of the
-            arguments, latents that cannot be selected, or codes that are not finite.
-
-    References:
-        Talts, Betancourt, Simpson, Vehtari, Gelman, *Validating Bayesian Inference Algorithms with
-        Simulation-Based Calibration*, arXiv 1804.06788.
+) -> Calibration[np.ndarray]:
+    """Rank latents among the guide's draws, on data that the model draws from them.
 
     Example:
-        >>> import jax, numpyro, numpyro.distributions as dist
-        >>> import jax.numpy as jnp
+        $programs
         >>> x = jnp.zeros(100)
-        >>> def model(x):
-        ...     with numpyro.plate("data", len(x)):
-        ...         z = numpyro.sample("z", dist.Normal(0.0, 1.0))
-        ...         numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
-        >>> def guide(x):
-        ...     with numpyro.plate("data", len(x)):
-        ...         numpyro.sample("z", dist.Normal(x / 2, 0.3))  # the posterior's scale is 0.7
-        >>> calibration = simulation_based_calibration(jax.random.key(0), {}, model, guide, x)
+        >>> calibration = simulation_based_calibration(key, {}, model, lambda x: guide(x + 1.0), x)
         >>> calibration.ranks.shape
         (1000, 1)
-        >>> calibration.p_values[0] < 1e-6
+        >>> calibration.p_values[0] < 1e-6  # the guide is off to a side
         True
     """
-    if num_simulations < 1 or num_samples < 2:
-        raise ValueError(
-            f"Expected num_simulations >= 1 and num_samples >= 2; got "
-            f"num_simulations={num_simulations}, num_samples={num_samples}"
-        )
+    calibration.check_calibration(num_simulations, num_samples)
     first_key, runs_key = jax.random.split(rng_key)
     set_up(first_key, guide, args, kwargs)
-    simulator = Simulator.of(_ASKER, first_key, params, model, args, kwargs, data_args)
+    simulator = _Simulator.of(_CALLER, first_key, params, model, args, kwargs, data_args)
     rank = shared_jit(partial(_ranks, simulator, guide, sites, num_samples))
     keys = jax.random.split(runs_key, num_simulations)
     simulations = with_progress(keys, total=num_simulations, label="calibration")
@@ -158,7 +85,7 @@ class _Ranked(NamedTuple):
 
 
 def _ranks(
-    simulator: Simulator,
+    simulator: _Simulator,
     guide: Program,
     sites: Iterable[str] | None,
     num_samples: int,
@@ -168,9 +95,9 @@ def _ranks(
     simulation_key, guide_key = jax.random.split(rng_key)
     simulation = simulator.draw(simulation_key, params)
     given = {**params, **simulation.minibatch}
-    draws = FreshDraws(_ASKER, simulator.model, guide, *simulation.arguments, sites)
+    draws = FreshDraws(_CALLER, simulator.model, guide, *simulation.arguments, sites)
     first = draws.draw(guide_key, given)
-    latents = rows_of(first.group.names, simulation.sites, first.run.guide)
+    latents = rows_of(first.group.names, simulation.sites, first.run)
 
     def count(ranked: _Ranked, rng_key: Key[Array, ""]) -> tuple[_Ranked, None]:
         codes = draws.draw(rng_key, given).group.posterior.values
@@ -186,11 +113,176 @@ def _ranks(
 
 def _counted(ranked: _Ranked) -> tuple[Int[np.ndarray, "data dims"], tuple[str, ...]]:
     """The ranks of the latents that are not masked, and their dimensions' names."""
-    dimensions, weights = feature_names(ranked.latents), ranked.latents.weights
-    counted = slice(None) if weights is None else np.asarray(weights) > 0
+    dimensions = feature_names(ranked.latents.latents)
+    counted = np.asarray(counts_of(ranked.latents))
     for is_finite, source in (
         (jnp.isfinite(ranked.latents.values), "model draws"),
         (ranked.is_finite, "guide draws"),
     ):
-        check_finite(np.asarray(is_finite)[counted], dimensions, asker=_ASKER, source=source)
+        check_finite(np.asarray(is_finite)[counted], dimensions, caller=_CALLER, source=source)
     return np.asarray(ranked.ranks)[counted], dimensions
+
+
+Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+DataArguments: TypeAlias = Callable[[dict[str, Array]], Arguments]
+
+
+class _Simulation(NamedTuple):
+    """A run of a model that draws its data, too.
+
+    Attributes:
+        sites: its sample sites.
+        minibatch: the choice of rows in its subsampled plates.
+        arguments: the arguments of the programs, with the data that were drawn.
+    """
+
+    sites: Sites
+    minibatch: dict[str, Int[Array, " rows"]]
+    arguments: Arguments
+
+
+@dataclass(frozen=True, eq=False)
+class _Simulator:
+    r"""Draws latents and data, :math:`(z, x) \sim p(z) \, p(x \mid z)`.
+
+    Attributes:
+        model: the model.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        data_args: makes the arguments from the data drawn, by site name; None for those of which
+            some leaves are replaced.
+        places: the data that a leaf of the arguments holds, by its number.
+    """
+
+    model: Program
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    data_args: DataArguments | None
+    places: dict[int, Place]
+
+    @classmethod
+    def of(
+        cls,
+        caller: str,
+        rng_key: Key[Array, ""],
+        params: Mapping[str, Any],
+        model: Program,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        data_args: DataArguments | None,
+    ) -> _Simulator:
+        """Find out where the arguments hold the data, by a run of the model.
+
+        Args:
+            caller: who needs the draws, for messages.
+            rng_key: the key to draw with.
+            params: the values of parameters and mutable sites, by name.
+            model: the model.
+            args: its positional arguments.
+            kwargs: its keyword arguments.
+            data_args: makes the arguments from the data drawn, by site name. By default each array
+                in the arguments that equals what a site observes is replaced by what was drawn
+                there.
+
+        Raises:
+            ValueError: for a model that observes nothing, holds a factor, or observes what is none
+                of the arguments.
+        """
+
+        @shared_jit
+        def run(
+            rng_key: Key[Array, ""], params: Mapping[str, Any]
+        ) -> tuple[Sites, dict[str, _DrawnData]]:
+            record, data = _run(rng_key, params, model, args, kwargs)
+            return record.sites, data
+
+        sites, data = jax.device_get(run(rng_key, params))
+        check_simulation(caller, [name for name in data if sites[name].kind == "Unit"], data)
+        if data_args is not None:
+            return cls(model, args, kwargs, data_args, {})
+        observed = {name: Observed(d.observed, d.drawn.shape, d.rows) for name, d in data.items()}
+        leaves = [_numbers(leaf) for leaf in jax.tree.leaves((args, kwargs))]
+        places = find_places(caller, "array", observed, leaves)
+        return cls(model, args, kwargs, data_args, places)
+
+    def draw(self, rng_key: Key[Array, ""], params: Mapping[str, Any]) -> _Simulation:
+        """Draw once.
+
+        Args:
+            rng_key: the key to draw with.
+            params: the values of parameters and mutable sites, by name.
+        """
+        record, data = _run(rng_key, params, self.model, self.args, self.kwargs)
+        if self.data_args is not None:
+            arguments = self.data_args({name: drawn.drawn for name, drawn in data.items()})
+        else:
+            leaves, structure = jax.tree.flatten((self.args, self.kwargs))
+            for number, (name, dim) in self.places.items():
+                leaves[number] = data[name].put_into(leaves[number], dim)
+            arguments = jax.tree.unflatten(structure, leaves)
+        return _Simulation(record.sites, record.indices, arguments)
+
+
+class _DrawnData(NamedTuple):
+    """What a site observes, and what was drawn in its place.
+
+    Attributes:
+        observed: the user's data.
+        drawn: data of the same shape.
+        rows: which data they are, by the dim of a subsampled plate.
+    """
+
+    observed: Shaped[Array, ...]
+    drawn: Shaped[Array, ...]
+    rows: dict[int, Int[Array, " batch"]]
+
+    def put_into(self, leaf: Shaped[Array, ...], dim: int | None) -> Shaped[Array, ...]:
+        """The argument with the data drawn."""
+        argument = jnp.asarray(leaf)
+        drawn = self.drawn.astype(argument.dtype)
+        if dim is None:
+            return drawn.reshape(argument.shape)
+        return argument.at[(slice(None),) * dim + (self.rows[dim],)].set(drawn)
+
+
+def _run(
+    rng_key: Key[Array, ""],
+    params: Mapping[str, Any],
+    model: Program,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[Record, dict[str, _DrawnData]]:
+    """A run of the model that draws what it observes."""
+    record = Record()
+    with (
+        numpyro.validation_enabled(False),
+        handlers.seed(rng_seed=rng_key),
+        handlers.substitute(data=dict(params)),
+        record,
+    ):
+        trace = handlers.trace(handlers.uncondition(model)).get_trace(*args, **kwargs)
+    # An OrderedDict, for JAX sorts the keys of any other.
+    data = OrderedDict(
+        (name, _DrawnData(jnp.asarray(msg["infer"]["obs"]), msg["value"], _rows(name, record)))
+        for name, msg in trace.items()
+        if msg["type"] == "sample" and msg["infer"].get("was_observed")
+    )
+    return record, data
+
+
+def _rows(name: str, record: Record) -> dict[int, Int[Array, " batch"]]:
+    site = record.sites[name]
+    num_batch_dims = site.value.ndim - site.event_dim
+    return {
+        num_batch_dims + plate.dim: record.indices[plate.name]
+        for plate in site.plates
+        if plate.name in record.indices
+    }
+
+
+def _numbers(leaf: Any) -> Shaped[np.ndarray, ...] | None:
+    """An argument as NumPy's array, in the precision that JAX gives it; None if it is none."""
+    is_array = isinstance(leaf, jax.Array | np.ndarray)
+    if not is_array or not (leaf.dtype == bool or jnp.issubdtype(leaf.dtype, jnp.number)):
+        return None
+    return np.asarray(jnp.asarray(leaf))

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -16,40 +17,36 @@ from jax import Array
 from jax.example_libraries.optimizers import clip_grads
 from jaxtyping import Bool, Float, Int, Key, Shaped
 
+from numpyro_backend._arrays.negatives import PairScores, bound_information, score_all
 from numpyro_backend._arrays.shared_jit import shared_jit
-from numpyro_backend._diagnostics.critic_batches import CodedBatch, CodedRows, DataPart, draw_rows
+from numpyro_backend._diagnostics.data_runs import counts_of
 from numpyro_backend._objectives.critic_parameters import CriticParameters, critic_parameters
-from numpyro_backend._traces.critic_data import DataSource
-from numpyro_backend._traces.fresh_draws import FreshDraws, numpy_generator, set_up
-from numpyro_backend._traces.runs import Program
+from numpyro_backend._traces.critic_data import DataSource, critic_data
+from numpyro_backend._traces.fresh_draws import FreshDraws, datum_of_rows, numpy_generator, set_up
+from numpyro_backend._traces.recording import Program
 from numpyro_backend.critics import ConcatCritic, Critic
 from numpyro_backend.mutual_information import Bound, get_bound
-from numpyro_backend.negatives import PairScores, bound_information, score_all
+from pyro_infovae._core import information
+from pyro_infovae._core.docstrings import documented
+from pyro_infovae._core.information import (
+    MAX_GRADIENT_NORM,
+    MAX_RUNS,
+    MutualInformationReport,
+    Split,
+    check_rows,
+)
 from pyro_infovae._core.progress import with_progress
 
-_ASKER = "mutual_information"
-_GROUPS = 20
-_MAX_GRADIENT_NORM = 1.0
+_CALLER = "mutual_information"
 
 
-@dataclass(frozen=True)
-class MutualInformationReport:
-    """An estimate of I(x; z) in nats.
-
-    Attributes:
-        estimate: the bound on data that the critic was not trained on.
-        standard_error: its standard error over these data and the draws of their codes; how far
-            the critic is from the best one is not in it.
-        bound: the name of the bound.
-        num_data: the data that the critic was not trained on.
-    """
-
-    estimate: float
-    standard_error: float
-    bound: str
-    num_data: int
-
-
+@documented(
+    information.MUTUAL_INFORMATION,
+    critic=(
+        "an untrained critic: one of :mod:`numpyro_backend.critics`, a module of flax.linen,\n"
+        "        flax.nnx or equinox, or an object with ``init(rng_key)`` and ``bind(params)``"
+    ),
+)
 def mutual_information(
     rng_key: Key[Array, ""],
     params: Mapping[str, Any],
@@ -67,78 +64,25 @@ def mutual_information(
     sites: Iterable[str] | None = None,
     **kwargs: Any,
 ) -> MutualInformationReport:
-    r"""Estimate what the code knows of the data, by a critic of its own.
-
-    .. math:: I(x; z) = E \log \frac{q(z \mid x)}{q(z)}
-
-    A fresh critic is trained on codes of one part of the data, and the bound is evaluated on fresh
-    codes of the other part, so that the critic cannot pass off what it has memorised: with
-    ``"nwj"`` the estimate is, in expectation, a lower bound on the information about data like
-    these. How tight it is depends on the critic: take more steps, a larger network, more data.
-    Beyond a few nats only :func:`aggregated_posterior` is any good.
-
-    Args:
-        rng_key: the key to draw with.
-        params: the values of parameters and mutable sites, by name, ``svi_result.params`` say.
-        model: the model.
-        guide: the guide.
-        *args: positional arguments of both.
-        critic: an untrained critic: one of :mod:`numpyro_backend.critics`, a module of flax.linen,
-            flax.nnx or equinox, or an object with ``init(rng_key)`` and ``bind(params)``; by
-            default a :class:`~numpyro_backend.critics.ConcatCritic` of two layers of 64 units, on
-            standardised data and codes.
-        bound: a bound of :mod:`numpyro_backend.mutual_information`, by name, or a function like
-            them.
-        num_steps: steps of Adam.
-        learning_rate: its learning rate.
-        batch_size: most rows to be compared with one another, in training and after it.
-        num_samples: rows to evaluate on, at least: codes are drawn afresh until there are enough.
-        held_out: the fraction of the data to evaluate on.
-        data: the data the critic sees: an observed site, or a function of the model's arguments,
-            as in :class:`~numpyro_backend.TraceInfoMax_ELBO`.
-        sites: the latents, by name, in one stack of plates; their joint distribution counts. By
-            default every reparameterised latent in plates.
-        **kwargs: keyword arguments of both.
-
-    Returns:
-        The estimate and its standard error. A progress bar is shown where tqdm is installed.
-
-    Raises:
-        ValueError: for a fraction outside (0, 1), fewer than 2 rows in a part of the data, or
-            what :class:`~numpyro_backend.TraceInfoMax_ELBO` refuses.
-
-    References:
-        Poole et al., *On Variational Bounds of Mutual Information*, arXiv 1905.06922.
+    """Estimate what the code knows of the data, by a critic of its own.
 
     Example:
-        >>> import jax, numpyro, numpyro.distributions as dist
-        >>> x = jax.random.normal(jax.random.key(0), (500,))
-        >>> def model(x):
-        ...     with numpyro.plate("data", len(x)):
-        ...         z = numpyro.sample("z", dist.Normal(0.0, 1.0))
-        ...         numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
-        >>> def guide(x):
-        ...     with numpyro.plate("data", len(x)):
-        ...         numpyro.sample("z", dist.Normal(0.0, 1.0))
-        >>> report = mutual_information(jax.random.key(1), {}, model, guide, x, num_steps=50)
+        $programs
+        >>> x = jax.random.normal(jax.random.key(1), (500,))
+        >>> report = mutual_information(key, {}, model, lambda x: guide(0 * x), x, num_steps=50)
         >>> abs(report.estimate) < 0.2  # the code ignores the data
         True
     """
-    if not 0 < held_out < 1:
-        raise ValueError(f"Expected held_out between 0 and 1; got {held_out}")
-    if num_steps < 0 or batch_size < 2 or num_samples < 2:
-        raise ValueError(
-            "Expected num_steps >= 0, batch_size >= 2 and num_samples >= 2; got "
-            f"num_steps={num_steps}, batch_size={batch_size}, num_samples={num_samples}"
-        )
+    information.check_training(held_out, num_steps, batch_size, num_samples)
     score_bound = get_bound(bound)
     set_up(rng_key, guide, args, kwargs)
-    draws = FreshDraws(_ASKER, model, guide, args, kwargs, sites)
-    draw = partial(shared_jit(partial(draw_rows, draws, data)), params)
+    draws = FreshDraws(_CALLER, model, guide, args, kwargs, sites)
+    draw = partial(shared_jit(partial(_draw_rows, draws, data)), params)
     rng = numpy_generator(rng_key)
-    order = rng.permutation(draws.outline(rng_key, params).rows.total)
-    is_held_out = np.isin(np.arange(len(order)), order[: round(held_out * len(order))])
-    seen, unseen = (DataPart(_ASKER, draw, kept, rng) for kept in (~is_held_out, is_held_out))
+    split = Split.of(draws.outline(rng_key, params).rows.num_data, held_out, rng)
+    seen, unseen = (
+        _DataPart(_CALLER, draw, kept, rng) for kept in (~split.is_held_out, split.is_held_out)
+    )
     first, _ = seen.draw_kept(), unseen.draw_kept()
     fresh = critic_parameters(_standardised_critic(first) if critic is None else critic)
     start = shared_jit(lambda key: fresh.init(key, lambda: (first.x, first.z)))(rng_key)
@@ -146,12 +90,10 @@ def mutual_information(
         _train(fresh, start, score_bound, seen.batches(batch_size), num_steps, learning_rate)
     )
     scored = _score(trained, unseen.batches(batch_size), num_samples)
-    estimate, error = _estimate_and_error(score_bound, scored, group=np.argsort(order) % _GROUPS)
-    return MutualInformationReport(
-        estimate=estimate,
-        standard_error=error,
-        bound=bound if isinstance(bound, str) else getattr(bound, "__name__", repr(bound)),
-        num_data=len(np.unique(scored.datum[scored.weights > 0])),
+    estimate = partial(_estimate, score_bound, scored)
+    estimates = shared_jit(lambda scored: jax.lax.map(estimate, split.counted))(scored)
+    return MutualInformationReport.of(
+        np.asarray(estimates), bound, num_data=len(np.unique(scored.datum[scored.weights > 0]))
     )
 
 
@@ -189,7 +131,7 @@ class _Standardised:
         return (features - self.mean) / self.scale
 
 
-def _standardised_critic(rows: CodedRows) -> ConcatCritic:
+def _standardised_critic(rows: _Rows) -> ConcatCritic:
     x_encoder, z_encoder = (_Standardised.of(part, rows.z.dtype) for part in (rows.x, rows.z))
     widths = len(x_encoder.mean), len(z_encoder.mean)
     return ConcatCritic(*widths, (64, 64), x_encoder=x_encoder, z_encoder=z_encoder)
@@ -199,7 +141,7 @@ def _train(
     critic: CriticParameters,
     start: Any,
     bound: Bound,
-    batches: Iterator[CodedBatch],
+    batches: Iterator[_Batch],
     num_steps: int,
     learning_rate: float,
 ) -> Any:
@@ -207,13 +149,13 @@ def _train(
     optimiser = numpyro.optim.Adam(learning_rate)
 
     @shared_jit
-    def step(state: Any, batch: CodedBatch) -> Any:
+    def step(state: Any, batch: _Batch) -> Any:
         def loss(params: Any) -> Float[Array, ""]:
             scores = _score_batch(critic.bind(params), batch)
             return -bound_information(bound, scores, batch.weights[None]).surrogate
 
         gradient = jax.grad(loss)(optimiser.get_params(state))
-        clipped = clip_grads(gradient, _MAX_GRADIENT_NORM)  # type: ignore[no-untyped-call]
+        clipped = clip_grads(gradient, MAX_GRADIENT_NORM)  # type: ignore[no-untyped-call]
         return optimiser.update(clipped, state)
 
     state = optimiser.init(start)
@@ -222,7 +164,7 @@ def _train(
     return optimiser.get_params(state)
 
 
-def _score(critic: Critic, batches: Iterator[CodedBatch], num_samples: int) -> _ScoredRows:
+def _score(critic: Critic, batches: Iterator[_Batch], num_samples: int) -> _ScoredRows:
     """The scores of at least so many rows."""
     score = shared_jit(partial(_score_batch, critic))
     scored: list[_ScoredRows] = []
@@ -233,20 +175,8 @@ def _score(critic: Critic, batches: Iterator[CodedBatch], num_samples: int) -> _
     return jax.tree.map(lambda *parts: np.stack(parts), *scored)
 
 
-def _score_batch(critic: Critic, batch: CodedBatch) -> PairScores:
+def _score_batch(critic: Critic, batch: _Batch) -> PairScores:
     return score_all(jax.random.key(0), critic, batch.x[None], batch.z[None])
-
-
-def _estimate_and_error(
-    bound: Bound, scored: _ScoredRows, group: Int[np.ndarray, " data"]
-) -> tuple[float, float]:
-    """The bound, and its standard error by a jackknife that leaves out one group of data."""
-    groups = np.unique(group)
-    counted = np.concatenate([np.ones((1, len(group)), bool), group != groups[:, None]])
-    estimate = shared_jit(lambda scored: jax.lax.map(partial(_estimate, bound, scored), counted))
-    first, *left_out = np.asarray(estimate(scored))
-    variance = (len(groups) - 1) * np.var(left_out)
-    return float(first), float(np.sqrt(variance))
 
 
 def _estimate(bound: Bound, scored: _ScoredRows, counted: Bool[Array, " data"]) -> Float[Array, ""]:
@@ -258,3 +188,91 @@ def _estimate(bound: Bound, scored: _ScoredRows, counted: Bool[Array, " data"]) 
     weights = scored.weights * counted[scored.datum]
     sizes = weights.sum(1)
     return (jax.vmap(one)(scored.scores, weights) * sizes).sum() / sizes.sum()
+
+
+class _Rows(NamedTuple):
+    """Data of a run, their codes, which of the data set they are, and whether they count."""
+
+    x: Shaped[Array, " rows *event"]
+    z: Float[Array, "rows features"]
+    datum: Int[Array, " rows"]
+    counts: Bool[Array, " rows"]
+
+
+class _Batch(NamedTuple):
+    """Some rows of a run, filled up with copies of weight 0 to a number that is always the same."""
+
+    x: Shaped[Array, " batch *event"]
+    z: Float[Array, "batch features"]
+    datum: Int[Array, " batch"]
+    weights: Float[Array, " batch"]
+
+
+def _draw_rows(
+    draws: FreshDraws, data: DataSource, params: Mapping[str, Any], rng_key: Key[Array, ""]
+) -> _Rows:
+    """The rows of one run.
+
+    Args:
+        draws: the model and the guide.
+        data: what the critic sees.
+        params: the values of parameters and mutable sites, by name.
+        rng_key: the key to draw with.
+    """
+    group = draws.draw(rng_key, params).group
+    rows = group.posterior
+    x = critic_data(data, group, caller=draws.caller)
+    return _Rows(x, rows.values, datum_of_rows(group), counts_of(rows))
+
+
+@dataclass(frozen=True)
+class _DataPart:
+    """A part of the data, to draw codes of.
+
+    Attributes:
+        caller: who needs them, for messages.
+        draw: a run's rows for a key.
+        kept: whether a datum belongs to the part.
+        rng: chooses keys and orders, in NumPy, for JAX would compile those of every length.
+    """
+
+    caller: str
+    draw: Callable[[Key[Array, ""]], _Rows]
+    kept: Bool[np.ndarray, " data"]
+    rng: np.random.Generator
+
+    def draw_kept(self) -> _Rows:
+        """The rows of a run that are of this part, and are not masked: 2 at least.
+
+        Raises:
+            ValueError: for fewer in every run.
+        """
+        rows, index = self._draw()
+        return jax.tree.map(lambda part: np.asarray(part)[index], rows)
+
+    def batches(self, batch_size: int) -> Iterator[_Batch]:
+        """Rows in random order, drawn afresh when they are used up."""
+        while True:
+            rows, kept = self._draw()
+            size = min(batch_size, len(rows.z))
+            order = self.rng.permutation(kept)
+            for index in np.array_split(order, math.ceil(len(order) / size)):
+                if len(index) > 1:
+                    filled = np.pad(index, (0, size - len(index)), mode="edge")
+                    yield _take(rows, filled, np.arange(size) < len(index))
+
+    def _draw(self) -> tuple[_Rows, Int[np.ndarray, " kept"]]:
+        """The rows of a run, which may draw a minibatch without any, that has 2 at least."""
+        for _ in range(MAX_RUNS):
+            rows = self.draw(jax.random.key(self.rng.integers(2**32)))
+            kept = np.flatnonzero(self.kept[np.asarray(rows.datum)] & np.asarray(rows.counts))
+            if len(kept) > 1:
+                break
+        check_rows(self.caller, len(kept))
+        return rows, kept
+
+
+@jax.jit
+def _take(rows: _Rows, index: Int[Array, " batch"], counts: Bool[Array, " batch"]) -> _Batch:
+    x, z, datum, _ = (part[index] for part in rows)
+    return _Batch(x, z, datum, counts.astype(z.dtype))

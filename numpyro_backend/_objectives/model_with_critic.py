@@ -14,11 +14,10 @@ import numpyro
 from jax import Array
 
 from numpyro_backend._objectives.critic_parameters import CriticParameters
-from numpyro_backend._traces.recording import Record
-from numpyro_backend._traces.runs import Program, Run
+from numpyro_backend._traces.recording import Program, Record
 from numpyro_backend.groups import Group
-from numpyro_backend.rows import group_by_plates
-from numpyro_backend.sites import Selection, Site, is_latent
+from pyro_infovae._core.rows import Selection, group_by_plates
+from pyro_infovae._core.sites import Run, Site
 
 CriticInputs: TypeAlias = Callable[[list[Group]], tuple[Array, Array]]
 
@@ -61,9 +60,9 @@ class ModelWithCritic:
         )
         self.selection.check(sites, sites)
         selected = frozenset(
-            name for name, site in sites.items() if is_latent(site) and self.selection.takes(site)
+            name for name, site in sites.items() if site.is_latent and self.selection.takes(site)
         )
-        run = Run(sites, sites, record.indices, {}, selected)
+        run = Run(sites, sites, record.indices, selected=selected)
         runs = jax.tree.map(lambda leaf: leaf[None], run)
         return [
             Group(names, runs, jax.random.key(0), {}, self.fn, args, kwargs)

@@ -1,25 +1,23 @@
 # SPDX-License-Identifier: MIT
-"""The rows that a critic sees: one group of latents, and the data in its plates."""
+"""The data that a critic sees beside a group of latents."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Shaped
 
-from numpyro_backend._traces.runs import Run
 from numpyro_backend.groups import Group
-from numpyro_backend.rows import pool
-from numpyro_backend.sites import data_size
+from pyro_infovae._core.rows import data_size
+from pyro_infovae._core.sites import Run
 
 DataSource: TypeAlias = str | Callable[..., Array] | None
 
 
-def only_group(groups: Sequence[Group], *, asker: str) -> Group:
+def only_group(groups: Sequence[Group], *, caller: str) -> Group:
     """The group of latents that a critic sees.
 
     Raises:
@@ -27,26 +25,26 @@ def only_group(groups: Sequence[Group], *, asker: str) -> Group:
     """
     if len(groups) > 1:
         raise ValueError(
-            f"{asker}: the latents {[list(group.names) for group in groups]} are in different "
+            f"{caller}: the latents {[list(group.names) for group in groups]} are in different "
             "plates, and a critic sees one row of each: choose by sites"
         )
     (group,) = groups
-    if data_size(group.runs.model[group.names[0]].plates) == 1:
+    if data_size(group.plates) == 1:
         raise ValueError(
-            f"{asker}: the latents {list(group.names)} are in no plate of several data, so there "
+            f"{caller}: the latents {list(group.names)} are in no plate of several data, so there "
             "is no datum that they could tell of: choose by sites"
         )
     return group
 
 
-def critic_data(source: DataSource, group: Group, *, asker: str) -> Shaped[Array, " rows *event"]:
+def critic_data(source: DataSource, group: Group, *, caller: str) -> Shaped[Array, " rows *event"]:
     r"""The data of a group of latents, a row per row of the latents.
 
     Args:
         source: the name of an observed site, a function of the model's arguments to an array
             (data, \*event), or None for the only observed site in the group's plates.
         group: the latents.
-        asker: who needs the data, for messages.
+        caller: who needs the data, for messages.
 
     Raises:
         ValueError: when there is no such site, or several and none is named, or when the function
@@ -54,7 +52,7 @@ def critic_data(source: DataSource, group: Group, *, asker: str) -> Shaped[Array
     """
     if callable(source):
         data = jnp.asarray(source(*group.args, **group.kwargs))
-        return pool(jax.vmap(lambda run: _minibatch(data, group.names, run))(group.runs))
+        return group.per_row(lambda run: _minibatch(data, group, run))
     observed = group.data
     if source is None and len(observed) == 1:
         return next(iter(observed.values()))
@@ -62,22 +60,21 @@ def critic_data(source: DataSource, group: Group, *, asker: str) -> Shaped[Array
         return observed[source]
     wanted = "one observed site" if source is None else f"the observed site '{source}'"
     raise ValueError(
-        f"{asker}: Expected {wanted} in the plates of {list(group.names)}; got {list(observed)}: "
+        f"{caller}: Expected {wanted} in the plates of {list(group.names)}; got {list(observed)}: "
         "pass data= one of them, or a function of the model's arguments"
     )
 
 
-def _minibatch(data: Array, names: Sequence[str], run: Run) -> Shaped[Array, " data *event"]:
+def _minibatch(data: Array, group: Group, run: Run) -> Shaped[Array, " data *event"]:
     """The data of one run's minibatch, all of whose plates are in the leading dims of the data."""
-    plates = run.model[names[0]].plates
     minibatch = data
-    for dim, plate in enumerate(plates[: data.ndim]):
+    for dim, plate in enumerate(group.plates[: data.ndim]):
         if minibatch.shape[dim] != plate.size and minibatch.shape[dim] == plate.full_size:
             minibatch = jnp.take(minibatch, run.indices[plate.name], axis=dim)
-    sizes = tuple(plate.size for plate in plates)
+    sizes = tuple(plate.size for plate in group.plates)
     if minibatch.shape[: len(sizes)] != sizes:
         raise ValueError(
             f"Expected data(*args) of shape ({', '.join(map(str, sizes))}, *event), as the plates "
-            f"of {list(names)}, or of their full size; got {data.shape}"
+            f"of {list(group.names)}, or of their full size; got {data.shape}"
         )
     return minibatch.reshape(-1, *minibatch.shape[len(sizes) :])

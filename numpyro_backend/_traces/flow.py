@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The posterior that a Hamiltonian flow follows: a model's log joint in unconstrained space."""
+"""What a Hamiltonian flow follows: a model's log joint density in unconstrained space."""
 
 from __future__ import annotations
 
@@ -19,10 +19,8 @@ from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger
 
 from numpyro_backend._arrays.checkpointing import checkpointed_gradient
-from numpyro_backend._traces.recording import Message
-from numpyro_backend._traces.row_weights import mask_of
-from numpyro_backend._traces.runs import Program
-from numpyro_backend.sites import Plate, batch_size, data_size
+from numpyro_backend._traces.recording import Message, Program, joint_mask
+from pyro_infovae._core.sites import Plate, subsample_factor
 
 Values: TypeAlias = dict[str, Array]
 Position: TypeAlias = Callable[[str, Transform], Array]
@@ -44,8 +42,8 @@ class Placed:
 
 
 @dataclass(frozen=True)
-class Posterior:
-    r"""The posterior of some latents of a model, given the others, the data and the minibatch.
+class LogJoint:
+    r"""The log joint density of a model in some latents, given the others and the minibatch.
 
     .. math:: \ell(u) = \log p(x, T(u)) + \log |\det J_T(u)|
 
@@ -163,11 +161,6 @@ def isolated(
     return run
 
 
-def subsample_factor(plates: tuple[Plate, ...]) -> float:
-    """The factor that NumPyro scales the sites of a stack of plates by: the product of N / B."""
-    return data_size(plates) / batch_size(plates)
-
-
 class _State(Messenger):
     """Keeps the parameters and the mutable state that a program starts from."""
 
@@ -187,9 +180,9 @@ class _State(Messenger):
 class _Placing(Messenger):
     """Puts the flowing sites at their positions and the other latents at their values."""
 
-    def __init__(self, posterior: Posterior, position: Position) -> None:
+    def __init__(self, target: LogJoint, position: Position) -> None:
         super().__init__()
-        self.posterior = posterior
+        self.target = target
         self.position = position
         self.constrained: Values = {}
         self.unconstrained: Values = {}
@@ -202,14 +195,14 @@ class _Placing(Messenger):
         return Placed(self.constrained, self.unconstrained, self.log_jacobian)
 
     def process_message(self, msg: Message) -> None:
-        given = self.posterior.given
+        given = self.target.given
         if msg["type"] == "control_flow":
             msg["kwargs"]["substitute_stack"].append(("substitute", self._scanned))
         elif msg["type"] == "plate":
             msg["value"] = given.get(msg["name"], msg["value"])
         elif msg["type"] != "sample" or msg["is_observed"]:
             return
-        elif msg["name"] in self.posterior.plates:
+        elif msg["name"] in self.target.plates:
             self._place(msg)
         else:
             msg["value"] = self._given(msg["name"])
@@ -234,26 +227,26 @@ class _Placing(Messenger):
         if msg["is_observed"]:
             return None
         name, step = msg["name"], msg["infer"]["_scan_current_index"]
-        if name not in self.posterior.plates:
+        if name not in self.target.plates:
             return self._given(name)[step]
         transform = biject_to(msg["fn"].support)
         return transform(self.position(name, transform)[step])
 
     def _given(self, name: str) -> Array:
-        if name not in self.posterior.given:
+        if name not in self.target.given:
             raise ValueError(
                 f"Site '{name}' is a latent of the model that the guide does not draw, and the "
                 "flow needs its value: draw it in the guide, or observe it (to predict it, draw "
                 "the others with the data and pass them as Predictive's posterior_samples)"
             )
-        return self.posterior.given[name]
+        return self.target.given[name]
 
 
 class _Scored(_Placing):
     """Adds up the log joint on the way."""
 
-    def __init__(self, posterior: Posterior, position: Position) -> None:
-        super().__init__(posterior, position)
+    def __init__(self, target: LogJoint, position: Position) -> None:
+        super().__init__(target, position)
         self.log_joint: Any = 0.0
         self.log_probs_by_plate: dict[str, list[Array]] = {}
 
@@ -267,8 +260,8 @@ class _Scored(_Placing):
         for frame in msg["cond_indep_stack"]:
             self.log_probs_by_plate.setdefault(frame.name, []).append(log_prob)
         if name in self.log_jacobian:
-            factor = subsample_factor(self.posterior.plates[name])
-            density = scale_and_mask(self.log_jacobian[name], factor, mask_of(fn))
+            factor = subsample_factor(self.target.plates[name])
+            density = scale_and_mask(self.log_jacobian[name], factor, joint_mask(fn))
             self.log_joint = self.log_joint + density.sum()
 
 

@@ -18,11 +18,10 @@ from numpyro.infer.autoguide import AutoGuide
 from numpyro.primitives import Messenger
 
 from numpyro_backend._traces.critic_data import only_group
-from numpyro_backend._traces.recording import Message
-from numpyro_backend._traces.runs import Program, Recorder, Run
+from numpyro_backend._traces.recording import Message, Program, Recorder
 from numpyro_backend.groups import Group
-from numpyro_backend.rows import Rows, group_by_plates
-from numpyro_backend.sites import Selection
+from pyro_infovae._core.rows import Rows, Selection, group_by_plates
+from pyro_infovae._core.sites import Run
 
 Trace: TypeAlias = Mapping[str, Message]
 Minibatch: TypeAlias = Mapping[str, Int[Array, " data"]]
@@ -100,7 +99,7 @@ class FreshDraws:
     """A model and a guide to draw from.
 
     Attributes:
-        asker: who needs the draws, for messages.
+        caller: who needs the draws, for messages.
         model: the model.
         guide: the guide.
         args: positional arguments of both.
@@ -108,7 +107,7 @@ class FreshDraws:
         sites: the latents, by name, or None for every reparameterised one in plates.
     """
 
-    asker: str
+    caller: str
     model: Program
     guide: Program
     args: tuple[Any, ...]
@@ -132,12 +131,10 @@ class FreshDraws:
         Raises:
             ValueError: for latents that cannot be selected, or are in several stacks of plates.
         """
-        names = (self.sites,) if isinstance(self.sites, str) else self.sites
-        chosen = None if names is None else frozenset(names)
-        recorder = Recorder(Selection(self.asker, chosen, particles=1), kl_weight=1.0)
+        recorder = Recorder(Selection.of(self.caller, self.sites))
         programs = recorder.model(self.model), recorder.guide(self.guide)
         run_key, prior_key = jax.random.split(rng_key)
-        chosen_rows = _ChosenRows(minibatch or {}, self.asker)
+        chosen_rows = _ChosenRows(minibatch or {}, self.caller)
         with recorder.scoring(), chosen_rows, numpyro.validation_enabled(False):
             guide, model = draw_traces(run_key, params, *programs, self.args, self.kwargs)
         run = recorder.run(self)
@@ -146,7 +143,7 @@ class FreshDraws:
             Group(group, runs, prior_key, dict(params), self.model, self.args, self.kwargs)
             for group in group_by_plates(run.model, run.selected)
         ]
-        return Draw(only_group(groups, asker=self.asker), run, guide, model)
+        return Draw(only_group(groups, caller=self.caller), run, guide, model)
 
     def outline(self, rng_key: Key[Array, ""], params: Mapping[str, Any]) -> Outline:
         """What is known of every run without running anything.
@@ -165,10 +162,10 @@ class FreshDraws:
 class _ChosenRows(Messenger):
     """Chooses the data of subsampled plates."""
 
-    def __init__(self, rows: Minibatch, asker: str) -> None:
+    def __init__(self, rows: Minibatch, caller: str) -> None:
         super().__init__()
         self.rows = rows
-        self.asker = asker
+        self.caller = caller
 
     def process_message(self, msg: Message) -> None:
         if msg["type"] != "plate" or msg["name"] not in self.rows:
@@ -176,7 +173,7 @@ class _ChosenRows(Messenger):
         rows = self.rows[msg["name"]]
         if msg["value"] is not None and msg["value"] is not rows:
             raise ValueError(
-                f"{self.asker} needs all data, and plate '{msg['name']}' is given some of them by "
+                f"{self.caller} needs all data, and plate '{msg['name']}' is given some of them by "
                 "handlers.substitute: leave it to draw a subsample_size alone"
             )
         msg["value"] = rows
@@ -185,7 +182,7 @@ class _ChosenRows(Messenger):
 def datum_of_rows(group: Group) -> Int[Array, " rows"]:
     """Which datum of the data set each row of a single draw belongs to."""
     datum = jnp.zeros(1, int)
-    for plate in group.runs.model[group.names[0]].plates:
+    for plate in group.plates:
         indices = group.runs.indices.get(plate.name)
         index = jnp.arange(plate.size) if indices is None else indices[0]
         datum = (datum[:, None] * plate.full_size + index).reshape(-1)

@@ -18,11 +18,34 @@ from numpyro.primitives import CondIndepStackFrame
 from numpyro.util import not_jax_tracer
 
 from numpyro_backend._arrays.shared_jit import shared_jit
-from numpyro_backend._traces.draw_chunks import in_chunks
 from numpyro_backend._traces.fresh_draws import Trace, draw_traces, log_prob
-from numpyro_backend._traces.recording import Message
-from numpyro_backend._traces.runs import Program
-from numpyro_backend.sites import undecorated
+from numpyro_backend._traces.recording import Message, Program, undecorated
+
+NUMBERS_PER_RUN = 2**23
+"""What no site of a run should hold more of."""
+
+
+def in_chunks(
+    rng_keys: Key[Array, " samples"], chunk_size: int | None, draw_size: int
+) -> Key[Array, "chunks size"]:
+    """The keys of each run, filled up from the start: chunks of one size are compiled once.
+
+    Args:
+        rng_keys: a key for every draw.
+        chunk_size: draws per run at most, or None for so many that no site holds more than 2²³
+            numbers.
+        draw_size: the numbers in the largest site of a draw.
+
+    Example:
+        >>> import jax
+        >>> in_chunks(jax.random.split(jax.random.key(0), 10), 4, 1).shape
+        (3, 4)
+    """
+    num_samples = len(rng_keys)
+    chunk_size = chunk_size or max(1, NUMBERS_PER_RUN // draw_size)
+    num_chunks = math.ceil(num_samples / chunk_size)
+    size = math.ceil(num_samples / num_chunks)
+    return rng_keys[jnp.arange(num_chunks * size).reshape(num_chunks, size) % num_samples]
 
 
 @jax.tree_util.register_dataclass

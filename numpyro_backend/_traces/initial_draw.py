@@ -12,9 +12,8 @@ from jaxtyping import Bool, Float
 from numpyro.distributions import Delta, Unit
 from numpyro.primitives import CondIndepStackFrame, Messenger
 
-from numpyro_backend._traces.recording import Message
-from numpyro_backend._traces.row_weights import mask_of
-from numpyro_backend.sites import Plate, undecorated
+from numpyro_backend._traces.recording import Message, joint_mask, undecorated
+from pyro_infovae._core.sites import Plate
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ class InitialDraw(Messenger):
                 for frame in msg["cond_indep_stack"]
             ),
             scale=msg["scale"],
-            mask=mask_of(fn),
+            mask=joint_mask(fn),
             is_point_mass=_is_point_mass(msg),
         )
 

@@ -1,22 +1,150 @@
 # SPDX-License-Identifier: MIT
-"""A handler that records the sites of a program."""
+"""Programs whose sites are recorded, in records that may leave a ``vmap``, while a base scores."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from functools import reduce
 from typing import Any, TypeAlias
 
+import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.extend.core import get_opaque_trace_state
+from jaxtyping import Bool
+from numpyro.distributions import (
+    Delta,
+    Distribution,
+    ExpandedDistribution,
+    Independent,
+    MaskedDistribution,
+    Normal,
+)
 from numpyro.primitives import Messenger
 
-from numpyro_backend._traces.row_weights import mask_of, masks_features
-from numpyro_backend.rows import normal_parameters
-from numpyro_backend.sites import Plate, Site, Sites, undecorated
+from pyro_infovae._core.rows import Rows, Selection
+from pyro_infovae._core.sites import Plate, Run, Site, Sites, check_kl_is_separable
 
+Program: TypeAlias = Callable[..., Any]
 Message: TypeAlias = dict[str, Any]
+
+
+def _register(record: type, arrays: set[str]) -> None:
+    """Let JAX see the arrays of a record; its other fields are plain facts."""
+    names = {field.name for field in fields(record)}
+    jax.tree_util.register_dataclass(record, sorted(arrays), sorted(names - arrays))
+
+
+_register(Site, {"value", "mask", "normal"})
+_register(Run, {"guide", "model", "indices", "mutable"})
+_register(Rows, {"latents", "weights", "data"})
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A program under a recording handler; ``fn`` is the program without it."""
+
+    fn: Program
+    handler: Callable[[], Messenger]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program; its sites are recorded."""
+        with self.handler():
+            return self.fn(*args, **kwargs)
+
+
+def unrecorded(program: Program) -> Program:
+    """The user's own program: what a run that no objective scores has to call."""
+    while isinstance(program, Recorded):
+        program = program.fn
+    return program
+
+
+def recorded_like(program: Program, other: Program) -> Program:
+    """The other program under the recording handlers of the first."""
+    if not isinstance(program, Recorded):
+        return other
+    return Recorded(recorded_like(program.fn, other), program.handler)
+
+
+class Recorder:
+    r"""Records the run of a base ELBO and reweights the KL of the selected latents in it.
+
+    The log densities of a selected latent :math:`z`, in model and guide alike, are multiplied by
+    the KL weight :math:`w`, so that the base scores
+
+    .. math:: -E_q[\log p(x \mid z)] + w \, \mathrm{KL}(q(z \mid x) \| p(z)).
+
+    Args:
+        selection: which latents the objective is about.
+        kl_weight: the factor :math:`w` on their KL.
+    """
+
+    def __init__(self, selection: Selection, kl_weight: float = 1.0) -> None:
+        self.selection = selection
+        self.kl_weight = kl_weight
+        self._guide_run = _GuideRun(self)
+        self._scored_state: Any = None
+        self._run: Run | None = None
+
+    def guide(self, guide: Program) -> Recorded:
+        """The guide, recorded."""
+        return Recorded(guide, self._start_guide)
+
+    def model(self, model: Program) -> Recorded:
+        """The model, recorded."""
+        return Recorded(model, lambda: _ModelRun(self, self._guide_run))
+
+    @contextmanager
+    def scoring(self) -> Iterator[None]:
+        """What the base scores for one particle happens in here, outside further transformations.
+
+        Those are runs that look for dependencies, or differentiate; their values cannot leave.
+        """
+        outer = self._scored_state
+        self._scored_state = _trace_state()
+        try:
+            yield
+        finally:
+            self._scored_state = outer
+
+    def finish(self, run: Run) -> None:
+        """Keep a run that is complete, unless it is one within a further transformation."""
+        if _trace_state() == self._scored_state:
+            self._run = run
+
+    def run(self, base: object) -> Run:
+        """The last run that was scored.
+
+        Raises:
+            NotImplementedError: for a base whose runs cannot be recorded.
+        """
+        if self._run is None:
+            raise NotImplementedError(
+                f"Expected a base ELBO that vectorises by vectorize_particles_fn alone; got "
+                f"{type(base).__name__}, which runs model and guide inside a transformation of "
+                "its own: use one such as Trace_ELBO()"
+            )
+        return self._run
+
+    def _start_guide(self) -> Messenger:
+        self._guide_run = _GuideRun(self)
+        return self._guide_run
+
+
+def reweight(msg: Message, weight: float) -> None:
+    """Multiply the log density of a site; a weight of 0 masks it, since 0 times inf is nan."""
+    if weight == 0:
+        msg["fn"] = msg["fn"].mask(False)
+    elif weight != 1:
+        msg["scale"] = weight if msg["scale"] is None else weight * msg["scale"]
+
+
+def _trace_state() -> Any:
+    return get_opaque_trace_state()  # type: ignore[no-untyped-call]
 
 
 class Record(Messenger):
@@ -40,7 +168,7 @@ class Record(Messenger):
     def process_message(self, msg: Message) -> None:
         """Note what is about to be drawn, before an objective touches it."""
         if msg["type"] == "sample":
-            self.drawn[msg["name"]] = _site(msg, self._full_sizes)
+            self.drawn[msg["name"]] = _site_of(msg, self._full_sizes)
 
     def postprocess_message(self, msg: Message) -> None:
         """Keep what was drawn."""
@@ -56,23 +184,142 @@ class Record(Messenger):
             self.mutable[msg["name"]] = msg["value"]
 
 
-def _site(msg: Message, full_sizes: Mapping[str, int]) -> Site:
-    """A sample message as it is before an objective touches it; a value not drawn yet is None."""
+class _GuideRun(Record):
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+        self.selected: set[str] = set()
+
+    def process_message(self, msg: Message) -> None:
+        super().process_message(msg)
+        if msg["type"] != "sample":
+            return
+        site = self.drawn[msg["name"]]
+        if site.is_latent and self.recorder.selection.takes(site):
+            self.selected.add(site.name)
+            reweight(msg, self.recorder.kl_weight)
+
+
+class _ModelRun(Record):
+    def __init__(self, recorder: Recorder, guide: _GuideRun) -> None:
+        super().__init__()
+        self.recorder = recorder
+        self.guide = guide
+
+    def process_message(self, msg: Message) -> None:
+        super().process_message(msg)
+        is_drawn = msg["type"] == "sample" and not msg["is_observed"]
+        if is_drawn and msg["name"] in self.guide.selected:
+            reweight(msg, self.recorder.kl_weight)
+
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+        super().__exit__(exc_type, exc_value, traceback)
+        if exc_type is None:
+            self.recorder.finish(self._checked_run())
+
+    def _checked_run(self) -> Run:
+        model, selection = self.sites, self.recorder.selection
+        drawn = self.guide.sites
+        guide = OrderedDict((name, _drawn_in_plates(drawn[name], model)) for name in drawn)
+        outside_plates = [
+            name
+            for name, site in model.items()
+            if site.is_latent
+            and name in guide.keys() - self.guide.selected
+            and selection.takes(guide[name])
+        ]
+        run = Run(
+            guide=drawn,
+            model=model,
+            indices=self.indices,
+            mutable={**self.guide.mutable, **self.mutable},
+            selected=frozenset(self.guide.selected.union(outside_plates)),
+        )
+        if self.recorder.kl_weight != 1:
+            for name in model:
+                if name in run.selected:
+                    check_kl_is_separable(name, run, self.recorder.kl_weight)
+            for name in outside_plates:
+                raise NotImplementedError(
+                    f"The KL of '{name}' cannot be weighted by {self.recorder.kl_weight:g}: the "
+                    "guide draws it outside its plates "
+                    f"{[plate.name for plate in model[name].plates]}: declare them in the guide"
+                )
+        selection.check(guide, model)
+        return run
+
+
+def _drawn_in_plates(site: Site, model: Sites) -> Site:
+    """A latent as the guide draws it, in the plates of the model where the guide opens none."""
+    if site.plates or site.name not in model:
+        return site
+    return replace(site, plates=model[site.name].plates)
+
+
+def _site_of(msg: Message, full_sizes: Mapping[str, int]) -> Site:
+    """The record of a message; of one that is about to be drawn, without a value."""
     fn = msg["fn"]
+    kind = type(undecorated(fn)).__name__
     frames = sorted(msg["cond_indep_stack"], key=lambda frame: frame.dim)
     return Site(
         value=msg["value"],
-        mask=mask_of(fn),
-        normal=normal_parameters(fn),
+        mask=joint_mask(fn),
+        normal=_normal_parameters(fn),
         name=msg["name"],
         plates=tuple(
             Plate(frame.name, frame.dim, frame.size, full_sizes.get(frame.name, frame.size))
             for frame in frames
         ),
         event_dim=fn.event_dim,
-        kind=type(undecorated(fn)).__name__,
-        is_observed=msg["is_observed"],
+        kind=kind,
+        is_latent=not msg["is_observed"],
+        is_data=msg["is_observed"] and kind != "Unit",
         is_auxiliary=msg["infer"].get("is_auxiliary", False),
         is_reparameterised=fn.has_rsample,
         masks_features=masks_features(fn),
     )
+
+
+def _normal_parameters(fn: Distribution) -> tuple[Array, Array] | None:
+    """Location and scale of a diagonal normal or a point mass, of the shape of a draw."""
+    base = undecorated(fn)
+    if isinstance(base, Normal):
+        parameters = base.loc, base.scale
+    elif isinstance(base, Delta):
+        parameters = base.v, jnp.zeros_like(base.v)
+    else:
+        return None
+    loc, scale = (jnp.broadcast_to(part, fn.shape()) for part in parameters)
+    return loc, scale
+
+
+def undecorated(fn: Distribution) -> Distribution:
+    """The distribution below its event dims, masks and expansions."""
+    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def joint_mask(fn: Distribution) -> Bool[Array, " *batch"] | None:
+    """Where all masks of a distribution are true; None where it has none."""
+    masks = []
+    while isinstance(fn, MaskedDistribution | ExpandedDistribution):
+        mask = getattr(fn, "_mask", True)
+        if mask is not True:
+            masks.append(jnp.asarray(mask))
+        fn = fn.base_dist
+    if not masks:
+        return None
+    shape = jnp.broadcast_shapes(*(mask.shape for mask in masks))
+    return reduce(jnp.logical_and, (jnp.broadcast_to(mask, shape) for mask in masks))
+
+
+def masks_features(fn: Distribution) -> bool:
+    """Whether a distribution is masked below its event dims."""
+    in_event = False
+    while isinstance(fn, MaskedDistribution | ExpandedDistribution | Independent):
+        in_event = in_event or isinstance(fn, Independent)
+        if in_event and isinstance(fn, MaskedDistribution) and fn._mask is not True:
+            return True
+        fn = fn.base_dist
+    return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -17,11 +17,11 @@ from numpyro.distributions import Delta, Distribution
 from numpyro.distributions.util import sum_rightmost
 from numpyro.primitives import Messenger
 
-from numpyro_backend._traces.flow import Posterior, isolated
+from numpyro_backend._traces.flow import LogJoint, isolated
 from numpyro_backend._traces.initial_draw import InitialDraw, InitialSite
-from numpyro_backend._traces.recording import Message
-from numpyro_backend._traces.runs import Program, reweight
+from numpyro_backend._traces.recording import Message, Program, reweight
 from numpyro_backend.integrators import tempered_leapfrog
+from pyro_infovae._core.objectives import Prefactors
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,6 @@ class FlowSettings:
     step_size: Array | dict[str, Array]
     per_step: bool
     inverse_temperatures: Float[Array, " num_steps+1"]
-
-
-@dataclass(frozen=True)
-class Prefactors:
-    """Factors on the terms of a log weight, 1 each for an evidence lower bound.
-
-    Attributes:
-        logp: on the likelihood, the prior and the final momentum.
-        logq: on the guide, the initial momentum and the tempering's Jacobian.
-    """
-
-    logp: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    logq: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -78,7 +65,7 @@ class RefinedGuide:
     guide: Program
     settings: Callable[[], FlowSettings]
     sites: frozenset[str] | None = None
-    prefactors: Prefactors = Prefactors()
+    prefactors: Prefactors = field(default_factory=Prefactors)
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
         """Run the guide, move its latents, and draw them where they end.
@@ -93,12 +80,12 @@ class RefinedGuide:
         initial.check()
         values = {name: site.value for name, site in initial.flowing.items()}
         given = {**initial.given, **initial.minibatches}
-        posterior = Posterior(
+        log_joint = LogJoint(
             isolated(self.model, args, kwargs, {**given, **values}),
             given,
             plates={name: site.plates for name, site in initial.flowing.items()},
         )
-        start = posterior.unconstrain(values)
+        start = log_joint.unconstrain(values)
         beta_0 = settings.inverse_temperatures[0]
         rho_0 = {
             name: _standard_normal(u) * jax.lax.rsqrt(beta_0).astype(u.dtype)
@@ -107,7 +94,7 @@ class RefinedGuide:
         u_end, rho_end, _ = tempered_leapfrog(
             start.unconstrained,
             rho_0,
-            posterior.potential_grad,
+            log_joint.potential_grad,
             settings.inverse_temperatures,
             step_size=settings.step_size,
             per_step=settings.per_step,
@@ -120,7 +107,7 @@ class RefinedGuide:
             name: _is_finite(u_end[name], batch_dim) & _is_finite(rho_end[name], batch_dim)
             for name, batch_dim in batch_dims.items()
         }
-        end = posterior.constrain(
+        end = log_joint.constrain(
             {
                 name: _where_rows(finite[name], u, start.unconstrained[name])
                 for name, u in u_end.items()

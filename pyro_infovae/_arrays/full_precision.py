@@ -9,19 +9,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 import torch
 from torch import Tensor
 
+from pyro_infovae._core.arrays import raised
+
 __all__ = ["autocast_of_now", "full_precision", "raised", "without_autocast"]
-
-_HALF = (torch.float16, torch.bfloat16)
-
-
-def raised(tensor: Tensor) -> Tensor:
-    """The tensor in float32 where it is in half precision, itself where it is not.
-
-    Example:
-        >>> raised(torch.ones((), dtype=torch.bfloat16)).dtype
-        torch.float32
-    """
-    return tensor.float() if tensor.dtype in _HALF else tensor
 
 
 @contextmanager

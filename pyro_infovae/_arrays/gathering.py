@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -53,17 +54,17 @@ def exchange(value: T) -> list[T]:
 
 
 def gather_rows(
-    rows: Shaped[Tensor, " rows *event"], num_data: int
+    rows: Shaped[Tensor, " rows *event"], batch_size: int
 ) -> Shaped[Tensor, " ranks*rows *event"]:
     r"""The rows of all ranks, as those of one minibatch that holds the data of all.
 
     Args:
         rows: the rows of this rank, as many as on every other, row r of datum r modulo
-            ``num_data``.
-        num_data: the data of this rank.
+            ``batch_size``.
+        batch_size: the data of this rank.
 
     Returns:
-        The rows, row r of datum r modulo ranks × ``num_data``. Backward gives this rank's rows
+        The rows, row r of datum r modulo ranks × ``batch_size``. Backward gives this rank's rows
         their gradient times the number of ranks, and those of other ranks none.
 
     Example:
@@ -75,8 +76,11 @@ def gather_rows(
     if ranks == 1:
         return rows
     gathered: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
-    by_datum = gathered.unflatten(1, (-1, num_data)).transpose(0, 1)
+    by_datum = gathered.unflatten(1, (-1, batch_size)).transpose(0, 1)
     return by_datum.reshape(ranks * len(rows), *rows.shape[1:])
+
+
+_OWN_DRAWS: ContextVar[RandomState | None] = ContextVar("own_draws", default=None)
 
 
 @contextmanager
@@ -86,12 +90,31 @@ def same_draws() -> Iterator[None]:
         yield
         return
     seed = exchange(int(torch.empty((), dtype=torch.int64).random_()))[0]
-    before = RandomState.now()
+    token = _OWN_DRAWS.set(RandomState.now())
     torch.manual_seed(seed)
     try:
         yield
     finally:
-        before.restore()
+        own = _OWN_DRAWS.get()
+        assert own is not None
+        own.restore()
+        _OWN_DRAWS.reset(token)
+
+
+@contextmanager
+def own_draws() -> Iterator[None]:
+    """Within :func:`same_draws`, this rank's own random numbers for a while."""
+    own = _OWN_DRAWS.get()
+    if own is None:
+        yield
+        return
+    shared = RandomState.now()
+    own.restore()
+    try:
+        yield
+    finally:
+        _OWN_DRAWS.set(RandomState.now())
+        shared.restore()
 
 
 class _Gather(torch.autograd.Function):

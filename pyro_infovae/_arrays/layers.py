@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The layers critics are made of."""
+"""What critics are made of: layers, and the scores of all pairs in blocks."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -7,6 +7,9 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from pyro_infovae._core.critics import check_encoded, flattened
 
 Activation = type[torch.nn.Module] | Callable[[Tensor], Tensor]
 
@@ -37,22 +40,32 @@ def encode(
     values: Shaped[Tensor, " rows *event"],
     width: int,
     encoder: torch.nn.Module | None,
-    dtype: torch.dtype,
+    like: Float[Tensor, "*axes"],
 ) -> Float[Tensor, " rows {width}"]:
     """Rows of `width` features: what the encoder makes, or the event dims flattened."""
-    rows = values.shape[0]
     if encoder is not None:
-        features: Tensor = encoder(values)
-        if features.shape != (rows, width):
-            raise ValueError(
-                f"Expected {name}_encoder({name}) of shape ({rows}, {width}); got "
-                f"{tuple(features.shape)}: {name}_dim is the width of the encoder's output"
-            )
-        return features
-    features = values[:, None].flatten(1)
-    if features.shape[1] != width:
-        raise ValueError(
-            f"Expected {name} with {width} features in each row; got {features.shape[1]} in "
-            f"{tuple(values.shape)}: pass {name}_dim={features.shape[1]}, or an encoder"
-        )
-    return features.to(dtype)
+        return check_encoded(name, encoder(values), values.shape[0], width)
+    return flattened(name, values, width, like)
+
+
+def score_in_blocks(
+    score_grid: Callable[[Tensor, Tensor], Tensor],
+    x: Shaped[Tensor, " n *event"],
+    z: Float[Tensor, " m features"],
+    block_rows: int,
+) -> Float[Tensor, " n m"]:
+    """Put together score_grid of blocks of at most `block_rows` pairs, recomputed backward."""
+    columns = min(z.shape[0], block_rows)
+    rows = block_rows // columns
+    if x.shape[0] <= rows and z.shape[0] <= columns:
+        return score_grid(x, z)
+    strips = [
+        torch.cat([_recomputed(score_grid, strip, block) for block in torch.split(z, columns)], 1)
+        for strip in torch.split(x, rows)
+    ]
+    return torch.cat(strips)
+
+
+def _recomputed(score_grid: Callable[[Tensor, Tensor], Tensor], x: Tensor, z: Tensor) -> Tensor:
+    scores: Tensor = checkpoint(score_grid, x, z, use_reentrant=False)
+    return scores

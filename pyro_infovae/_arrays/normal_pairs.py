@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_infovae._arrays.pair_sums import BLOCK_ELEMENTS, Gradients, Sample, Term
+from pyro_infovae._arrays.pair_sums import BLOCK_ELEMENTS, Gradients, Term, weighted_mmd
+from pyro_infovae._core.mmd import Periods, Sample, coefficients
 
 
 class _Normals(NamedTuple):
@@ -98,3 +99,10 @@ def _by_feature(x: Sample) -> _Normals:
     loc, scale = (a.T.contiguous() for a in x.rows)
     weights = torch.ones_like(loc[0]) if x.weights is None else x.weights
     return _Normals(loc, scale, scale * scale, weights[None])
+
+
+def average_normal(
+    lengthscales: tuple[float, ...], x: Sample, y: Sample, periods: Periods
+) -> Float[Tensor, ""]:
+    """The estimate by sums of RBF kernels of diagonal normals."""
+    return weighted_mmd(NormalPairs(lengthscales), x, y, periods, coefficients(x, y, periods))

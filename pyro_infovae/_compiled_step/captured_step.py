@@ -3,28 +3,27 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro.infer import TraceEnum_ELBO
 from pyro.infer.elbo import ELBO
 from torch import Tensor
 
 from pyro_infovae._arrays.checkpointing import graphs_kept, without_hooks
-from pyro_infovae._compiled_step.enumerated_step import without_branches
+from pyro_infovae._compiled_step.guards import Call, Guards, Source, guards_of
 from pyro_infovae._compiled_step.observed_step import Observation
-from pyro_infovae._compiled_step.step_call import Call
 from pyro_infovae._compiled_step.step_graph import StandIns, StepGraph, Symbolic, trace
-from pyro_infovae._compiled_step.surroundings import Place, Surroundings
-from pyro_infovae._objectives.base_elbo import TensorLoss, has_tensor_loss, tensor_loss
-from pyro_infovae._traces.runs import Program
-from pyro_infovae.penalised_elbo import PenalisedELBO
+from pyro_infovae._objectives.objective import evaluate
+from pyro_infovae._traces.recording import Program
+
+_CAUSE = (
+    "a program that draws from other generators than torch's, or changes from run to run, cannot "
+    "be replayed: train with pyro.infer.SVI"
+)
 
 
 class Outputs(NamedTuple):
@@ -33,13 +32,13 @@ class Outputs(NamedTuple):
     Attributes:
         loss: the loss in nats.
         is_finite: whether the loss is finite, and the gradients too where the objective minds.
-        gradients: of the trained parameters.
+        gradients: those of the parameters that have one, by name.
         buffers: the new values of the buffers that the step changes.
     """
 
     loss: float
     is_finite: bool
-    gradients: Sequence[Tensor]
+    gradients: dict[str, Tensor]
     buffers: Sequence[Tensor]
 
 
@@ -49,37 +48,24 @@ class CapturedStep:
 
     Attributes:
         call: what it was captured with.
-        surroundings: what it depends on beside the call.
+        guards: what it depends on beside the call.
         leaves: the unconstrained parameters that it reads, by name.
-        trained: the names of those that have a gradient.
-        buffers: where the buffers are that it changes.
-        symbolic: for each tensor of the call, which of its sizes may differ.
+        buffers: those that it changes.
         graph: the operations.
     """
 
     call: Call
-    surroundings: Surroundings
+    guards: Guards
     leaves: dict[str, Tensor]
-    trained: tuple[str, ...]
-    buffers: tuple[Place, ...]
-    symbolic: tuple[Symbolic, ...]
+    buffers: tuple[Source, ...]
     graph: StepGraph
 
     def change(self, call: Call) -> str | None:
         """Why it does not hold for a call; None where it does."""
-        reason = self.call.change(call) or self.surroundings.change()
-        if reason is None and not self._admits(call):
-            return f"the arguments' shapes are {[tuple(shape) for shape in call.shapes]}"
-        return reason
-
-    def differing(self, call: Call) -> tuple[Symbolic, ...]:
-        """For each tensor of a call, which sizes differ from the captured ones or may differ."""
-        return tuple(
-            tuple(free or a != b for free, a, b in zip(sizes, before, after, strict=True))
-            for sizes, before, after in zip(
-                self.symbolic, self.call.shapes, call.shapes, strict=True
-            )
-        )
+        reason = self.call.change(call) or self.guards.change()
+        if reason or call.shapes == self.call.shapes or self.graph.admits(self._inputs(call)):
+            return reason
+        return f"the arguments' shapes are {call.shapes}"
 
     def by_inductor(self, call: Call) -> CapturedStep:
         """The same step, its operations compiled by TorchInductor for the sizes of a call."""
@@ -92,20 +78,65 @@ class CapturedStep:
             call: the arguments.
             buffers: other values of the buffers that the step changes.
         """
-        report, *computed = self.graph(self._inputs(call, buffers))
-        loss, *others = report.tolist()
-        is_finite = math.isfinite(loss) and all(map(math.isfinite, others))
-        num_trained = len(self.trained)
-        return Outputs(loss, is_finite, computed[:num_trained], computed[num_trained:])
+        computed = self.graph(self._inputs(call, buffers))
+        loss, *others = computed["report"].tolist()
+        is_finite = all(map(math.isfinite, (loss, *others)))
+        return Outputs(loss, is_finite, computed["gradients"], computed["buffers"])
+
+    def check(self, call: Call, observation: Observation) -> bool:
+        """Compare a replayed step with Pyro's own; False where there are no numbers to compare.
+
+        Args:
+            call: the arguments of Pyro's step, whose random numbers are to come next.
+            observation: what it did.
+
+        Raises:
+            NotImplementedError: for a step that writes into tensors that it only reads.
+            RuntimeError: for one that differs by more than rounding, naming what differs.
+        """
+        only_read = [*self.graph.constants, *self.guards.tensors]
+        versions = [tensor._version for tensor in only_read]
+        outputs = self.replay(call, observation.before)
+        if not (outputs.is_finite and observation.is_finite):
+            return False
+        for tensor, version in zip(only_read, versions, strict=True):
+            if tensor._version != version:
+                raise NotImplementedError(
+                    "Expected a step that writes into its own tensors and buffers; got one that "
+                    f"writes into a tensor of shape {tuple(tensor.shape)} from elsewhere: register "
+                    "it as a buffer of a module whose forward writes into it"
+                )
+        self._compare(outputs, observation)
+        return True
+
+    def _compare(self, outputs: Outputs, observation: Observation) -> None:
+        hooked = {name for name, leaf in self.leaves.items() if leaf._backward_hooks}
+        ours, theirs = (
+            {name: gradient for name, gradient in gradients.items() if name not in hooked}
+            for gradients in (outputs.gradients, observation.gradients)
+        )
+        for name in ours.keys() ^ theirs.keys():
+            state = "one" if name in theirs else "none"
+            raise RuntimeError(
+                f"Expected a gradient of parameter '{name}' in the captured step where Pyro's has "
+                f"one; Pyro's has {state}: {_CAUSE}"
+            )
+        # Autocast keeps a weight's cast, so that Pyro's step adds up its gradients in half
+        # precision.
+        rounding = max(torch.finfo(dtype).eps for dtype in self.graph.dtypes) ** 0.5
+        # Where all gradients vanish, what is left are rounding errors of the loss.
+        scale = max([abs(observation.loss) * rounding, *map(_largest, theirs.values())])
+        for name, gradient in theirs.items():
+            _check(f"the gradient of '{name}'", ours[name], gradient, rounding * scale)
+        losses = torch.tensor(outputs.loss), torch.tensor(observation.loss)
+        _check("the loss", *losses, rounding * abs(observation.loss))
+        for source, update in zip(self.buffers, outputs.buffers, strict=True):
+            held: Tensor = source.value
+            _check(f"buffer {source.path}", update, held, rounding * _largest(held))
 
     def _inputs(self, call: Call, buffers: Sequence[Tensor] | None = None) -> list[Tensor]:
-        held = [place.value for place in self.buffers] if buffers is None else buffers
-        return [*self.leaves.values(), *held, *self.surroundings.tensors, *call.tensors]
-
-    def _admits(self, call: Call) -> bool:
-        if call.shapes == self.call.shapes:
-            return True
-        return self.differing(call) == self.symbolic and self.graph.admits(self._inputs(call))
+        held = [source.value for source in self.buffers] if buffers is None else buffers
+        return [*self.leaves.values(), *held, *self.guards.tensors, *call.tensors]
 
 
 def capture(
@@ -114,9 +145,8 @@ def capture(
     guide: Program,
     call: Call,
     observation: Observation,
-    around: Surroundings,
     *,
-    symbolic: tuple[Symbolic, ...],
+    symbolic: Sequence[Symbolic],
 ) -> CapturedStep:
     """Capture a step, which computes nothing.
 
@@ -126,64 +156,46 @@ def capture(
         guide: the guide.
         call: the arguments of both.
         observation: the step, taken by Pyro with the same arguments.
-        around: what it depends on beside the arguments.
         symbolic: for each tensor of the call, which of its sizes may differ.
 
     Raises:
         NotImplementedError: where the step's course depends on the numbers in a tensor.
     """
     leaves, changed = observation.leaves, observation.changed
-    originals = [place.value for place in changed]
-    read = [*leaves.values(), *originals, *around.tensors]
-    trained: list[str] = []
+    guards = guards_of(objective, (model, guide), observation.modules, leaves, changed=changed)
+    buffers = [source.value for source in changed]
+    read = [*leaves.values(), *buffers, *guards.tensors]
 
-    def step(*inputs: Tensor) -> tuple[Tensor, ...]:
-        own, given = inputs[: len(read)], inputs[len(read) :]
-        end = len(leaves) + len(changed)
-        copies = [buffer.clone() for buffer in own[len(leaves) : end]]
-        stand_ins = zip(read, [*own[: len(leaves)], *copies, *own[end:]], strict=True)
-        args, kwargs = call.with_tensors(given)
-        with _put_back(around.places):
-            with (
-                pyro.validation_enabled(False),
-                graphs_kept(),
-                # They are called with every step's gradients, not with those of the capture.
-                without_hooks(leaves.values()),
-                StandIns({id(tensor): stand_in for tensor, stand_in in stand_ins}),
-            ):
-                loss = _loss(_apart(objective), model, guide, args, kwargs)
-                gradients = _gradients(loss, leaves)
-            updates = [
-                stand_in if place.value is original else place.value
-                for place, original, stand_in in zip(changed, originals, copies, strict=True)
-            ]
-        trained.extend(gradients)
-        owned = _owned(gradients.values(), inputs)
-        minded = owned if _minds_gradients(objective) else []
+    def step(*inputs: Tensor) -> dict[str, Any]:
+        stand_ins = dict(zip(map(id, read), inputs[: len(read)], strict=True))
+        # A step writes into its buffers, and must not write into its inputs.
+        stand_ins.update({id(buffer): stand_ins[id(buffer)].clone() for buffer in buffers})
+        args, kwargs = call.with_tensors(inputs[len(read) :])
+        with (
+            pyro.validation_enabled(False),
+            graphs_kept(),
+            # They are called with every step's gradients, not with those of the capture.
+            without_hooks(leaves.values()),
+            StandIns(stand_ins),
+        ):
+            evaluation = evaluate(objective, model, guide, args, kwargs)
+            loss = evaluation.loss
+            gradients = _owned(_gradients(loss, leaves), inputs)
+        # A step of a flow that diverged leaves out its gradients.
+        minded = gradients.values() if evaluation.finite else ()
         # A sum is as finite as its parts.
         report = torch.stack([loss.detach(), *(gradient.sum().to(loss) for gradient in minded)])
-        return report, *owned, *updates
+        updates = [stand_ins.get(id(source.value), source.value) for source in changed]
+        return {"report": report, "gradients": gradients, "buffers": updates}
 
     static = [(False,) * tensor.dim() for tensor in read]
-    graph = trace(step, [*read, *call.tensors], [*static, *symbolic])
-    return CapturedStep(call, around, leaves, tuple(trained), changed, symbolic, graph)
-
-
-def _apart(objective: ELBO) -> ELBO:
-    """An objective of its own, for what it notes about its runs is not to be seen."""
-    if type(objective) is TraceEnum_ELBO:
-        return without_branches(objective)
-    apart = copy.copy(objective)
-    if isinstance(apart, PenalisedELBO):
-        apart.base = _apart(apart.base)
-    return apart
-
-
-def _loss(objective: ELBO, model: Program, guide: Program, args: Any, kwargs: Any) -> Tensor:
-    if has_tensor_loss(objective):
-        return tensor_loss(objective, model, guide, args, kwargs)
-    loss: Tensor = objective.differentiable_loss(model, guide, *args, **kwargs)
-    return loss
+    before = [source.value for source in guards.sources]
+    try:
+        graph = trace(step, [*read, *call.tensors], [*static, *symbolic])
+    finally:
+        for (entries, key, _), value in zip(guards.sources, before, strict=True):
+            entries[key] = value
+    return CapturedStep(call, guards, leaves, changed, graph)
 
 
 def _gradients(loss: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -198,29 +210,24 @@ def _gradients(loss: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _owned(gradients: Iterable[Tensor], inputs: Iterable[Tensor]) -> list[Tensor]:
+def _owned(gradients: Mapping[str, Tensor], inputs: Iterable[Tensor]) -> dict[str, Tensor]:
     """Gradients whose memory is their own, for optimisers and hooks to write into."""
     taken = {tensor.untyped_storage()._cdata for tensor in inputs}
-    owned = []
-    for gradient in gradients:
+    owned = {}
+    for name, gradient in gradients.items():
         dense = gradient.contiguous()
-        owned.append(dense.clone() if dense.untyped_storage()._cdata in taken else dense)
+        owned[name] = dense.clone() if dense.untyped_storage()._cdata in taken else dense
         taken.add(dense.untyped_storage()._cdata)
     return owned
 
 
-def _minds_gradients(objective: ELBO) -> bool:
-    """Whether an objective leaves out gradients that are not finite."""
-    while isinstance(objective, PenalisedELBO):
-        objective = objective.base
-    return isinstance(objective, TensorLoss) and type(objective).guarded is not TensorLoss.guarded
+def _check(what: str, ours: Tensor, theirs: Tensor, tolerance: float) -> None:
+    if not torch.allclose(ours, theirs, rtol=0, atol=tolerance):
+        raise RuntimeError(
+            f"Expected the captured step to agree with Pyro's; got another value of {what}: "
+            f"{_CAUSE}"
+        )
 
 
-@contextmanager
-def _put_back(places: Sequence[Place]) -> Iterator[None]:
-    before = [place.value for place in places]
-    try:
-        yield
-    finally:
-        for place, value in zip(places, before, strict=True):
-            place.entries[place.key] = value
+def _largest(tensor: Tensor) -> float:
+    return float(tensor.abs().max()) if tensor.numel() else 0.0

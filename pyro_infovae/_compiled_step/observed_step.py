@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from pyro_infovae._compiled_step.surroundings import Place
+from pyro_infovae._compiled_step.guards import Source
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Observation:
     Attributes:
         loss: the loss in nats.
         leaves: the unconstrained parameters that it reads, by name.
-        gradients: what it added to their gradients; None where it added nothing.
+        gradients: what it added to their gradients, where it added something.
         modules: the modules that it calls.
         changed: the buffers that it changes.
         before: what these held before.
@@ -32,16 +31,17 @@ class Observation:
 
     loss: float
     leaves: dict[str, Tensor]
-    gradients: dict[str, Tensor | None]
+    gradients: dict[str, Tensor]
     modules: tuple[nn.Module, ...]
-    changed: tuple[Place, ...]
+    changed: tuple[Source, ...]
     before: tuple[Tensor, ...]
 
     @property
     def is_finite(self) -> bool:
         """Whether the loss and all gradients are finite."""
-        gradients = [gradient for gradient in self.gradients.values() if gradient is not None]
-        return math.isfinite(self.loss) and all(bool(g.isfinite().all()) for g in gradients)
+        return math.isfinite(self.loss) and all(
+            bool(gradient.isfinite().all()) for gradient in self.gradients.values()
+        )
 
 
 def observe(step: Callable[[], float]) -> Observation:
@@ -50,55 +50,37 @@ def observe(step: Callable[[], float]) -> Observation:
     Args:
         step: adds a gradient to every parameter, and returns the loss.
     """
-    with _modules_called() as called, poutine.trace(param_only=True) as parameters:
+    modules: dict[int, nn.Module] = {}
+    buffers: list[tuple[Source, Tensor, Tensor]] = []
+
+    def note(module: nn.Module, _: Any) -> None:
+        if id(module) not in modules:
+            modules[id(module)] = module
+            for key, buffer in module._buffers.items():
+                if buffer is not None:
+                    source = Source(module._buffers, key, f"{type(module).__name__}.{key}")
+                    buffers.append((source, buffer, buffer.clone()))
+
+    with register_module_forward_pre_hook(note), poutine.trace(param_only=True) as parameters:
         loss = step()
-    leaves = {name: leaf_of(site["value"]) for name, site in parameters.trace.nodes.items()}
+    leaves = {name: _leaf_of(site["value"]) for name, site in parameters.trace.nodes.items()}
     changed = [
-        (place, held)
-        for module, buffers in called.values()
-        for key, (buffer, held) in buffers.items()
-        if (place := Place(module._buffers, key, f"{type(module).__name__}.{key}")).value
-        is not buffer
-        or not torch.equal(buffer, held)
+        (source, before)
+        for source, buffer, before in buffers
+        if source.value is not buffer or not torch.equal(buffer, before)
     ]
     return Observation(
         loss=loss,
         leaves=leaves,
         gradients={
-            name: None if leaf.grad is None else leaf.grad.clone() for name, leaf in leaves.items()
+            name: leaf.grad.clone() for name, leaf in leaves.items() if leaf.grad is not None
         },
-        modules=tuple(module for module, _ in called.values()),
-        changed=tuple(place for place, _ in changed),
-        before=tuple(held for _, held in changed),
+        modules=tuple(modules.values()),
+        changed=tuple(source for source, _ in changed),
+        before=tuple(before for _, before in changed),
     )
 
 
-def leaf_of(parameter: Tensor) -> Tensor:
-    """The unconstrained leaf of a parameter, which optimisers step.
-
-    A plain torch parameter under ``module_local_params`` is its own.
-    """
+def _leaf_of(parameter: Tensor) -> Tensor:
+    """The unconstrained leaf, which optimisers step; under ``module_local_params`` itself."""
     return parameter.unconstrained() if hasattr(parameter, "unconstrained") else parameter
-
-
-_Buffers = dict[str, tuple[Tensor, Tensor]]
-
-
-@contextmanager
-def _modules_called() -> Iterator[dict[int, tuple[nn.Module, _Buffers]]]:
-    called: dict[int, tuple[nn.Module, _Buffers]] = {}
-
-    def note(module: nn.Module, _: Any) -> None:
-        if id(module) not in called:
-            buffers = {
-                key: (buffer, buffer.clone())
-                for key, buffer in module._buffers.items()
-                if buffer is not None
-            }
-            called[id(module)] = module, buffers
-
-    handle = register_module_forward_pre_hook(note)
-    try:
-        yield called
-    finally:
-        handle.remove()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from traceback import walk_tb
 from typing import Any
 
 import torch
@@ -27,8 +28,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_infovae._arrays.full_precision import without_autocast
-from pyro_infovae._compiled_step.constant_folding import fold_constants
-from pyro_infovae._compiled_step.graph_simplification import simplify
+from pyro_infovae._compiled_step.graph_passes import shorten
 
 Symbolic = Sequence[bool]
 """Which of a tensor's sizes may differ from the one it was traced with."""
@@ -39,15 +39,19 @@ class StepGraph:
     """A function's operations, as a function itself.
 
     Attributes:
-        function: the operations, as a function of the inputs and of the constants.
-        constants: tensors that the function reads beside its inputs, as they are at any time.
+        module: the operations as they were traced.
+        function: fewer of them, or compiled ones, with the same results.
         admits: whether inputs have sizes that the operations hold for.
     """
 
     module: GraphModule
     function: Callable[..., Any]
-    constants: tuple[Tensor, ...]
     admits: Callable[[Sequence[Tensor]], bool]
+
+    @property
+    def constants(self) -> tuple[Tensor, ...]:
+        """Tensors that it reads beside its inputs, afresh at every call."""
+        return tuple(self.module.buffers())
 
     @property
     def dtypes(self) -> set[torch.dtype]:
@@ -62,7 +66,7 @@ class StepGraph:
         with torch.no_grad(), without_autocast(inputs):
             function: Any = compile_fx(
                 self.module,
-                [tensor.detach() for tensor in (*inputs, *self.constants)],
+                [tensor.detach() for tensor in inputs],
                 config_patches={"fallback_random": True},
             )
         return replace(self, function=function)
@@ -70,7 +74,7 @@ class StepGraph:
     def __call__(self, inputs: Sequence[Tensor]) -> Any:
         """Compute it; the casts of autocast are among the operations."""
         with torch.no_grad(), without_autocast(inputs):
-            return self.function(*inputs, *self.constants)
+            return self.function(*inputs)
 
 
 def trace(
@@ -118,15 +122,12 @@ def trace(
             "train with pyro.infer.SVI"
         )
         raise
-    constants = _lift_constants(module)
-    simplify(module)
-
-    guards = environment.produce_guards_expression(fakes, ignore_static=False)
+    sizes = environment.produce_guards_expression(fakes, ignore_static=False)
 
     def admits(tensors: Sequence[Tensor]) -> bool:
-        return guards is None or environment.evaluate_guards_expression(guards, tensors)
+        return sizes is None or environment.evaluate_guards_expression(sizes, tensors)
 
-    return StepGraph(module, fold_constants(module).forward, constants, admits)
+    return StepGraph(module, shorten(module).forward, admits)
 
 
 class StandIns(TorchDispatchMode):
@@ -150,29 +151,12 @@ class StandIns(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def _lift_constants(module: GraphModule) -> tuple[Tensor, ...]:
-    """Make inputs of the tensors that a graph reads as attributes."""
-    graph = module.graph
-    last_input = [node for node in graph.nodes if node.op == "placeholder"][-1]
-    read = [node for node in graph.nodes if node.op == "get_attr"]
-    constants = {node.target: getattr(module, node.target) for node in read}
-    lifted = {}
-    for name in constants:
-        with graph.inserting_after(last_input):
-            lifted[name] = last_input = graph.placeholder(name)
-    for node in read:
-        node.replace_all_uses_with(lifted[node.target])
-        graph.erase_node(node)
-    return tuple(constants.values())
-
-
 def _place_of(error: BaseException) -> str:
     """The innermost line of a traceback that is no library's; else the innermost but torch's."""
-    lines, trace = [], error.__traceback__
-    while trace is not None:
-        code, package = trace.tb_frame.f_code, trace.tb_frame.f_globals.get("__name__", "")
-        lines.append((package.split(".")[0], f"{code.co_filename}:{trace.tb_lineno}"))
-        trace = trace.tb_next
+    lines = [
+        (frame.f_globals.get("__name__", "").split(".")[0], f"{frame.f_code.co_filename}:{number}")
+        for frame, number in walk_tb(error.__traceback__)
+    ]
     lines = [line for line in lines if line[0] not in ("torch", "contextlib")]
     own = [line for line in lines if line[0] not in ("pyro", "pyro_infovae")]
     # The outermost line is that of the caller of this library.

@@ -4,49 +4,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from pyro.distributions import Delta
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_infovae._diagnostics.data_runs import check_all_drawn, first_of_each, minibatches
+from pyro_infovae._core import information
+from pyro_infovae._core.data_runs import first_of_each
+from pyro_infovae._core.docstrings import documented
+from pyro_infovae._core.information import AggregatedPosterior
+from pyro_infovae._core.sites import Site
+from pyro_infovae._diagnostics.data_runs import (
+    check_all_drawn,
+    check_densities,
+    counts_of,
+    minibatches,
+    to_numpy,
+)
 from pyro_infovae._traces.fresh_draws import FreshDraws, datum_of_rows, parameters_untouched
-from pyro_infovae._traces.runs import Program
+from pyro_infovae._traces.recording import Program
 from pyro_infovae.groups import Group
-from pyro_infovae.sites import Messages, undecorated
 
-_ASKER = "aggregated_posterior"
+_CALLER = "aggregated_posterior"
 _ELEMENTS_PER_CHUNK = 2**23
 
 
-@dataclass(frozen=True)
-class AggregatedPosterior:
-    """The divergence of guide and prior, taken apart; all in nats per datum.
-
-    Attributes:
-        mutual_information: I(x; z), between 0 and log ``num_data``.
-        mutual_information_error: its standard error, over the draws of z.
-        kl: E KL(q(z | x) ‖ p(z)), the sum of the two others.
-        kl_error: its standard error.
-        marginal_kl: KL(q(z) ‖ p(z)).
-        marginal_kl_error: its standard error.
-        num_data: the data that count.
-    """
-
-    mutual_information: float
-    mutual_information_error: float
-    kl: float
-    kl_error: float
-    marginal_kl: float
-    marginal_kl_error: float
-    num_data: int
-
-
+@documented(information.AGGREGATED_POSTERIOR, scored_data="all N data")
 def aggregated_posterior(
     model: Program,
     guide: Program,
@@ -56,62 +44,22 @@ def aggregated_posterior(
     chunk_size: int | None = None,
     **kwargs: Any,
 ) -> AggregatedPosterior:
-    r"""Split the KL of the guide into what the code knows of the data, and how far it is off.
-
-    .. math::
-        E_x \, \mathrm{KL}(q(z \mid x) \| p(z)) = I_q(x; z) + \mathrm{KL}(q(z) \| p(z)),
-        \qquad q(z) = \frac1N \sum_{j=1}^N q(z \mid x_j)
-
-    q(z) is evaluated in full, all N data for each draw of z, so nothing but the draws is random:
-    the estimates are unbiased. They are about these N data alone: a code that tells all of them
-    apart has I = log N nats, however much more it could tell of further data. A plate with a
-    ``subsample_size`` is run over all its minibatches.
-
-    Args:
-        model: the model.
-        guide: the guide.
-        *args: positional arguments of both.
-        num_samples: draws of z per datum, at least 2.
-        sites: the latents, by name, in one stack of plates; their joint distribution counts. By
-            default every reparameterised latent in plates.
-        chunk_size: codes to be scored under all N conditionals at once; by default so many that
-            no more than 2²³ numbers are held.
-        **kwargs: keyword arguments of both.
-
-    Returns:
-        The three terms and their standard errors.
-
-    Raises:
-        ValueError: for a point mass in the guide, a latent of the model that the guide does not
-            draw, a conditional that changes from run to run (it
-            depends on other latents, or on dropout), or more than one subsampled plate.
-
-    References:
-        Hoffman, Johnson, *ELBO surgery: yet another way to carve up the variational evidence lower
-        bound*, NIPS 2016 workshop on approximate Bayesian inference.
+    """Split the KL of the guide into what the code knows of the data, and how far it is off.
 
     Example:
-        >>> import pyro, pyro.distributions as dist, torch
-        >>> x = torch.tensor([-9.0, -3.0, 3.0, 9.0])
-        >>> def model(x):
-        ...     with pyro.plate("data", len(x)):
-        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-        >>> def guide(x):
-        ...     with pyro.plate("data", len(x)):
-        ...         pyro.sample("z", dist.Normal(x, 0.1))
-        >>> round(aggregated_posterior(model, guide, x).mutual_information, 4)  # log 4
+        $programs
+        >>> x = torch.tensor([-90.0, -30.0, 30.0, 90.0])
+        >>> report = aggregated_posterior(model, guide, x)
+        >>> round(report.mutual_information, 4)  # log 4
         1.3863
     """
-    if num_samples < 2:
-        raise ValueError(f"Expected num_samples >= 2; got {num_samples}")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"Expected chunk_size >= 1; got {chunk_size}")
+    information.check_chunks(num_samples, chunk_size)
     with parameters_untouched():
-        draws = FreshDraws(_ASKER, model, guide, args, kwargs, sites)
+        draws = FreshDraws(_CALLER, model, guide, args, kwargs, sites)
         first = draws.draw()
-        check_all_drawn(_ASKER, first)
-        parts = minibatches(_ASKER, first)
+        check_all_drawn(_CALLER, first)
+        check_densities(_CALLER, first)
+        parts = minibatches(_CALLER, first)
         runs = [[_Codes.of(draws.draw(batch)) for batch in parts] for _ in range(num_samples)]
         for pair in zip(*runs[:2], strict=True):
             _check_conditionals(*pair)
@@ -120,13 +68,8 @@ def aggregated_posterior(
             torch.stack([torch.cat([log_prob(codes) for codes in run]) for run in runs])
             for log_prob in (_Codes.log_posterior, _Codes.log_prior, mixture.log_prob)
         )
-    kept = mixture.kept
-    return AggregatedPosterior(
-        *_mean_and_error((posterior - aggregated)[:, kept]),
-        *_mean_and_error((posterior - prior)[:, kept]),
-        *_mean_and_error((aggregated - prior)[:, kept]),
-        num_data=len(kept),
-    )
+    terms = (to_numpy(term)[:, mixture.kept] for term in (posterior, prior, aggregated))
+    return AggregatedPosterior.of(*terms)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,25 +94,18 @@ class _Codes:
     def of(cls, group: Group) -> _Codes:
         """The codes of a single draw."""
         (run,) = group.runs
-        drawn = {name: msg for name, msg in run.guide.items() if name in run.selected}
+        drawn = {name: site for name, site in run.guide.items() if name in run.selected}
         prior = _log_prob(run.model, group.names)
         for name in group.names:
-            if not isinstance(undecorated(drawn[name]["fn"]), Delta):
-                continue
-            if f"{name}_unconstrained" not in drawn:
-                raise ValueError(
-                    f"{_ASKER}: the guide draws '{name}' as a point mass, which has no density: "
-                    "choose others by sites"
-                )
-            # Its density is the Jacobian of the map from the unconstrained space.
-            prior = prior - _log_prob(drawn, [name])
-            del drawn[name]
-        weights = group.posterior.weights
+            if drawn[name].kind == "Delta":
+                # Its density is the Jacobian of the map from the unconstrained space.
+                prior = prior - _log_prob(drawn, [name])
+                del drawn[name]
         return cls(
-            values={name: msg["value"] for name, msg in drawn.items()},
-            conditionals={name: msg["fn"] for name, msg in drawn.items()},
+            values={name: site.value for name, site in drawn.items()},
+            conditionals={name: site.fn for name, site in drawn.items()},
             prior=prior,
-            counts=torch.ones_like(prior, dtype=torch.bool) if weights is None else weights > 0,
+            counts=counts_of(group),
             datum=datum_of_rows(group),
         )
 
@@ -206,8 +142,11 @@ class _Mixture:
 
     def __init__(self, parts: Sequence[_Codes], chunk_size: int | None) -> None:
         self.parts = parts
-        counts = torch.cat([part.counts for part in parts])
-        self.kept = first_of_each(torch.cat([part.datum for part in parts]), counts)
+        datum, counts = (
+            np.concatenate([to_numpy(part) for part in column])
+            for column in zip(*((part.datum, part.counts) for part in parts), strict=True)
+        )
+        self.kept = first_of_each(datum, counts)
         features = sum(fn.event_shape.numel() for fn in parts[0].conditionals.values())
         self.chunk_size = chunk_size or max(1, _ELEMENTS_PER_CHUNK // (len(counts) * features))
 
@@ -229,19 +168,13 @@ def _check_conditionals(first: _Codes, second: _Codes) -> None:
             fn.log_prob(values), second.conditionals[name].log_prob(values), rtol=1e-4, atol=1e-4
         ):
             raise ValueError(
-                f"{_ASKER}: q({name} | x) changes from run to run, so that it is not a function "
+                f"{_CALLER}: q({name} | x) changes from run to run, so that it is not a function "
                 "of the data alone: it depends on another latent that the guide draws, or on "
                 "dropout (call eval() on the encoder)"
             )
 
 
-def _log_prob(messages: Messages, names: Iterable[str]) -> Float[Tensor, " rows"]:
+def _log_prob(sites: Mapping[str, Site], names: Iterable[str]) -> Float[Tensor, " rows"]:
     """The joint log density of a draw, per row."""
-    terms = [messages[name]["fn"].log_prob(messages[name]["value"]) for name in names]
+    terms = [sites[name].fn.log_prob(sites[name].value) for name in names]
     return torch.stack(terms).sum(0).flatten()
-
-
-def _mean_and_error(terms: Float[Tensor, "draws data"]) -> tuple[float, float]:
-    """The mean, and its standard error over the draws."""
-    variance = terms.var(0).mean() / terms.numel()
-    return float(terms.mean()), float(variance.sqrt())

@@ -3,66 +3,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Int
 from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
+from pyro_infovae._core import calibration
+from pyro_infovae._core.calibration import Calibration, Observed, find_places
+from pyro_infovae._core.data_runs import check_finite, feature_names
+from pyro_infovae._core.docstrings import documented
 from pyro_infovae._core.progress import with_progress
-from pyro_infovae._core.rank_uniformity import chi_square_p_value
-from pyro_infovae._diagnostics.data_runs import check_finite, feature_names
-from pyro_infovae._diagnostics.simulation import DataArguments, Simulation, simulate
+from pyro_infovae._core.rows import rows_of
+from pyro_infovae._diagnostics.data_runs import counts_of, to_numpy
 from pyro_infovae._traces.fresh_draws import FreshDraws, parameters_untouched
-from pyro_infovae._traces.runs import Program
-from pyro_infovae.rows import rows_of
+from pyro_infovae._traces.recording import Messages, Program, is_data, site_of
 
-_ASKER = "simulation_based_calibration"
+Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+DataArguments: TypeAlias = Callable[[dict[str, Tensor]], Arguments]
 
-
-@dataclass(frozen=True, eq=False)
-class Calibration:
-    """Ranks of latents among the guide's draws, uniform for an exact posterior.
-
-    For a plot of dimension ``d`` with simultaneous 94% bands in ArviZ::
-
-        uniform = scipy.stats.randint(0, calibration.num_samples + 1)
-        arviz.plot_ecdf(
-            calibration.ranks[:, d].numpy(),
-            eval_points=numpy.arange(calibration.num_samples + 1),
-            cdf=uniform.cdf,
-            rvs=uniform.rvs,
-            confidence_bands=True,
-        )
-
-    A curve below the diagonal on the left and above it on the right is that of a guide that is too
-    wide, the other way round of one that is too narrow.
-
-    Attributes:
-        ranks: how many of the guide's draws are below the latent that the data were drawn from;
-            a row per datum and simulation.
-        num_samples: the draws, which is the largest rank.
-        dimensions: the name of each dimension: its site's, and a number where there are several.
-    """
-
-    ranks: Int[Tensor, "ranks dims"]
-    num_samples: int
-    dimensions: tuple[str, ...]
-
-    @property
-    def p_values(self) -> tuple[float, ...]:
-        """For each dimension, how often ranks as uneven are met where the guide is exact.
-
-        By a chi-square test that takes the rows to be independent. Latents outside their plates
-        make them dependent, and the p-values too small.
-        """
-        columns = self.ranks.cpu().numpy().T
-        return tuple(chi_square_p_value(ranks, self.num_samples + 1) for ranks in columns)
+_CALLER = "simulation_based_calibration"
 
 
+@documented(calibration.SIMULATION_BASED_CALIBRATION, rebuilt="")
 def simulation_based_calibration(
     model: Program,
     guide: Program,
@@ -72,71 +43,23 @@ def simulation_based_calibration(
     data_args: DataArguments | None = None,
     sites: Iterable[str] | None = None,
     **kwargs: Any,
-) -> Calibration:
-    r"""Rank latents among the guide's draws, on data that the model draws from them.
-
-    .. math::
-        (z, x) \sim p(z) \, p(x \mid z), \qquad z_1, \dots, z_L \sim q(z \mid x), \qquad
-        r_u = \#\{l : z_{l, u} < z_u\}
-
-    Where q(z | x) is the posterior, every rank 0, ..., L is equally probable. A guide that is too
-    narrow has too many of the lowest and the highest, one that is too wide too many in the middle,
-    one that is off to a side too many of the other. The data are the model's, not the user's: it
-    is the guide that is tested. A guide that ignores the data and draws from the prior passes: see
-    :func:`~pyro_infovae.diagnostics.active_units`.
-
-    Args:
-        model: the model. What it observes is drawn instead, in plates of the same sizes.
-        guide: an amortised guide, a function of the data.
-        *args: positional arguments of both.
-        num_simulations: data sets to draw; each datum of each has ranks.
-        num_samples: the draws L from the guide for each datum.
-        data_args: a function of the data drawn, a dictionary by site name, to the arguments
-            ``(args, kwargs)`` of model and guide. By default each tensor among the arguments that
-            is what a site observes, or equals it, is replaced; of a plate with a
-            ``subsample_size``, the rows of the minibatch.
-        sites: the latents, by name, in one stack of plates. By default every reparameterised
-            latent in plates.
-        **kwargs: keyword arguments of both.
-
-    Returns:
-        The ranks, and their p-values. A progress bar is shown where tqdm is installed.
-
-    Raises:
-        ValueError: for a number out of range, a model that observes nothing or what is none of the
-            arguments, latents that cannot be selected, or codes that are not finite.
-
-    References:
-        Talts, Betancourt, Simpson, Vehtari, Gelman, *Validating Bayesian Inference Algorithms with
-        Simulation-Based Calibration*, arXiv 1804.06788.
+) -> Calibration[Tensor]:
+    """Rank latents among the guide's draws, on data that the model draws from them.
 
     Example:
-        >>> import pyro, pyro.distributions as dist, torch
+        $programs
         >>> x = torch.zeros(100)
-        >>> def model(x):
-        ...     with pyro.plate("data", len(x)):
-        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-        >>> def guide(x):
-        ...     with pyro.plate("data", len(x)):
-        ...         pyro.sample("z", dist.Normal(x / 2, 0.3))  # the posterior's scale is 0.7
-        >>> calibration = simulation_based_calibration(model, guide, x)
+        >>> calibration = simulation_based_calibration(model, lambda x: guide(x + 1.0), x)
         >>> calibration.ranks.shape
         torch.Size([1000, 1])
-        >>> calibration.p_values[0] < 1e-6
+        >>> calibration.p_values[0] < 1e-6  # the guide is off to a side
         True
     """
-    if num_simulations < 1 or num_samples < 2:
-        raise ValueError(
-            f"Expected num_simulations >= 1 and num_samples >= 2; got "
-            f"num_simulations={num_simulations}, num_samples={num_samples}"
-        )
+    calibration.check_calibration(num_simulations, num_samples)
     simulations = with_progress(range(num_simulations), total=num_simulations, label="calibration")
     with parameters_untouched():
         ranked = [
-            _ranks(
-                simulate(_ASKER, model, args, kwargs, data_args), model, guide, sites, num_samples
-            )
+            _ranks(_simulate(model, args, kwargs, data_args), model, guide, sites, num_samples)
             for _ in simulations
         ]
     ranks, dimensions = zip(*ranked, strict=True)
@@ -144,7 +67,7 @@ def simulation_based_calibration(
 
 
 def _ranks(
-    simulation: Simulation,
+    simulation: _Simulation,
     model: Program,
     guide: Program,
     sites: Iterable[str] | None,
@@ -152,17 +75,107 @@ def _ranks(
 ) -> tuple[Int[Tensor, "data dims"], tuple[str, ...]]:
     """The ranks of one simulation's latents that are not masked, and their dimensions' names."""
     same_minibatch = poutine.replay(guide, trace=simulation.minibatch)
-    draws = FreshDraws(_ASKER, model, same_minibatch, *simulation.arguments, sites)
+    draws = FreshDraws(_CALLER, model, same_minibatch, *simulation.arguments, sites)
     group = draws.draw()
     (run,) = group.runs
-    weights = group.posterior.weights
-    counted = slice(None) if weights is None else weights > 0
-    dimensions = feature_names(group.posterior)
-    latents = rows_of(group.names, simulation.messages, run.guide).values[counted]
-    check_finite(latents, dimensions, asker=_ASKER, source="model draws")
+    counted = counts_of(group)
+    dimensions = feature_names(group.posterior.latents)
+    drawn = OrderedDict((n, site_of(simulation.messages[n])) for n in group.names)
+    latents = rows_of(group.names, drawn, run).values[counted]
+    _check_finite(latents, dimensions, "model draws")
     ranks = torch.zeros_like(latents, dtype=torch.long)
     for _ in range(num_samples):
         codes = draws.draw().posterior.values[counted]
-        check_finite(codes, dimensions, asker=_ASKER, source="guide draws")
+        _check_finite(codes, dimensions, "guide draws")
         ranks += codes < latents
     return ranks, dimensions
+
+
+def _check_finite(codes: Tensor, dimensions: tuple[str, ...], source: str) -> None:
+    is_finite = to_numpy(codes.isfinite())
+    check_finite(is_finite, dimensions, caller=_CALLER, source=source)
+
+
+@dataclass(frozen=True, eq=False)
+class _Simulation:
+    """A run of a model that draws its data, too.
+
+    Attributes:
+        messages: the messages of its sample sites.
+        minibatch: the choice of rows in its plates.
+        arguments: the arguments of the programs, with the data that were drawn.
+    """
+
+    messages: Messages
+    minibatch: Trace
+    arguments: Arguments
+
+
+def _simulate(
+    model: Program, args: tuple[Any, ...], kwargs: dict[str, Any], data_args: DataArguments | None
+) -> _Simulation:
+    r"""Draw latents and data, :math:`(z, x) \sim p(z) \, p(x \mid z)`.
+
+    Raises:
+        ValueError: for a model that observes nothing, holds a factor, or observes what is none of
+            the arguments.
+    """
+    unobserved = _Unobserved()
+    with unobserved:
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
+    messages = {name: msg for name, msg in trace.nodes.items() if msg["type"] == "sample"}
+    factors = [name for name, msg in messages.items() if site_is_factor(msg)]
+    calibration.check_simulation(_CALLER, factors, unobserved.data)
+    drawn = {name: messages[name]["value"] for name in unobserved.data}
+    minibatch = Trace()
+    for name, msg in messages.items():
+        if site_is_subsample(msg):
+            minibatch.add_node(name, **msg)
+    if data_args is not None:
+        return _Simulation(messages, minibatch, data_args(drawn))
+    rows = {name: _rows(name, messages) for name in drawn}
+    observed = {
+        name: Observed(
+            to_numpy(torch.as_tensor(data)),
+            tuple(drawn[name].shape),
+            {dim: to_numpy(index) for dim, index in rows[name].items()},
+        )
+        for name, data in unobserved.data.items()
+    }
+    values = [*args, *kwargs.values()]
+    arrays = [to_numpy(value) if isinstance(value, Tensor) else None for value in values]
+    for number, (name, dim) in find_places(_CALLER, "tensor", observed, arrays).items():
+        held, data = values[number], drawn[name].to(values[number])
+        values[number] = (
+            data.reshape(held.shape)
+            if dim is None
+            else held.index_copy(dim, rows[name][dim].to(held.device), data)
+        )
+    arguments = tuple(values[: len(args)]), dict(zip(kwargs, values[len(args) :], strict=True))
+    return _Simulation(messages, minibatch, arguments)
+
+
+class _Unobserved(Messenger):
+    """Draws what a model observes, and keeps what that was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.data: dict[str, Any] = {}
+
+    def _pyro_sample(self, msg: Message) -> None:
+        # Not poutine.uncondition: it would draw deterministic sites and factors, too.
+        if is_data(msg):
+            self.data[msg["name"]] = msg["value"]
+            msg["is_observed"] = False
+            msg["value"] = None
+            msg["done"] = False
+
+
+def _rows(name: str, messages: Messages) -> dict[int, Int[Tensor, " batch"]]:
+    msg = messages[name]
+    num_batch_dims = msg["value"].dim() - msg["fn"].event_dim
+    return {
+        num_batch_dims + frame.dim: messages[frame.name]["value"]
+        for frame in site_of(msg).plates
+        if frame.full_size != frame.size
+    }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The posterior that a Hamiltonian flow follows: a model's log joint in unconstrained space."""
+"""What a Hamiltonian flow follows: a model's log joint density in unconstrained space."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from torch.distributions import Transform, biject_to
 
 from pyro_infovae._arrays.checkpointing import checkpointed_gradient
 from pyro_infovae._arrays.full_precision import raised
-from pyro_infovae._traces.runs import Program, leaving_when
-from pyro_infovae.sites import full_size, is_latent
+from pyro_infovae._traces.recording import Program, full_size, is_latent
+from pyro_infovae._traces.runs import leaving_when
 
 Values: TypeAlias = dict[str, Tensor]
 
@@ -44,8 +44,8 @@ class Placed:
 
 
 @dataclass(frozen=True)
-class Posterior:
-    r"""The posterior of some latents of a model, given the others, the data and the minibatch.
+class LogJoint:
+    r"""The log joint density of a model in some latents, given the others and the minibatch.
 
     .. math:: \ell(u) = \log p(x, T(u)) + \log |\det J_T(u)|
 
@@ -132,12 +132,12 @@ class _Placing(Messenger):
 
     def __init__(
         self,
-        posterior: Posterior,
+        target: LogJoint,
         given: Values,
         position: Callable[[str, Transform], Tensor],
     ) -> None:
         super().__init__()
-        self.posterior = posterior
+        self.target = target
         self.given = given
         self.position = position
         self.constrained: Values = {}
@@ -148,13 +148,13 @@ class _Placing(Messenger):
         name = msg["name"]
         if msg["is_observed"]:
             return
-        if name in self.posterior.plates:
+        if name in self.target.plates:
             transform = biject_to(msg["fn"].support)
             u = self.position(name, transform)
             z = transform(u)
             density = transform.log_abs_det_jacobian(u, z)
             batch_dim = z.dim() - msg["fn"].event_dim
-            msg["value"] = z.to(self.posterior.dtypes.get(name, z.dtype))
+            msg["value"] = z.to(self.target.dtypes.get(name, z.dtype))
             self.unconstrained[name], self.constrained[name] = u, msg["value"]
             self.log_jacobian[name] = sum_rightmost(density, density.dim() - batch_dim)
             msg["done"] = True
@@ -181,7 +181,7 @@ class _Scored(_Placing):
         self._check_subsampling(msg, log_prob)
         self.log_joint = self.log_joint + scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum()
         if (name := msg["name"]) in self.log_jacobian:
-            factor = subsample_factor(self.posterior.plates[name])
+            factor = subsample_factor(self.target.plates[name])
             density = scale_and_mask(self.log_jacobian[name], factor, msg["mask"])
             self.log_joint = self.log_joint + density.sum()
 
@@ -189,7 +189,7 @@ class _Scored(_Placing):
         for frame in msg["cond_indep_stack"]:
             if frame.size == full_size(frame):
                 continue
-            for name, plates in self.posterior.plates.items():
+            for name, plates in self.target.plates.items():
                 outside = frame.name not in {plate.name for plate in plates}
                 if outside and _depends(log_prob, self.unconstrained.get(name)):
                     raise ValueError(

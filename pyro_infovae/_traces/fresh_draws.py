@@ -17,11 +17,10 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_infovae._core.rows import Selection, group_by_plates
 from pyro_infovae._traces.critic_data import only_group
-from pyro_infovae._traces.runs import Program, Recorder
+from pyro_infovae._traces.recording import Program, Recorder
 from pyro_infovae.groups import Group
-from pyro_infovae.rows import group_by_plates
-from pyro_infovae.sites import Selection, full_size, row_plates
 
 
 @contextmanager
@@ -37,7 +36,7 @@ class FreshDraws:
     """A model and a guide to draw from.
 
     Attributes:
-        asker: who needs the draws, for messages.
+        caller: who needs the draws, for messages.
         model: the model.
         guide: the guide.
         args: positional arguments of both.
@@ -45,7 +44,7 @@ class FreshDraws:
         sites: the latents, by name, or None for every reparameterised one in plates.
     """
 
-    asker: str
+    caller: str
     model: Program
     guide: Program
     args: tuple[Any, ...]
@@ -61,18 +60,16 @@ class FreshDraws:
         Raises:
             ValueError: for latents that cannot be selected, or are in several stacks of plates.
         """
-        names = (self.sites,) if isinstance(self.sites, str) else self.sites
-        chosen = None if names is None else frozenset(names)
-        recorder = Recorder(Selection(self.asker, chosen, particles=1), kl_weight=1.0)
+        recorder = Recorder(Selection.of(self.caller, self.sites))
         with minibatch or Messenger():
             guide = poutine.trace(recorder.guide(self.guide)).get_trace(*self.args, **self.kwargs)
         poutine.replay(recorder.model(self.model), trace=guide)(*self.args, **self.kwargs)
-        (run,) = recorder.runs
+        (run,) = recorder.last(1)
         groups = [
             Group(group, (run,), self.model, self.args, self.kwargs)
             for group in group_by_plates(run.model, run.selected)
         ]
-        return only_group(groups, asker=self.asker)
+        return only_group(groups, caller=self.caller)
 
 
 class Minibatch(Messenger):
@@ -81,21 +78,21 @@ class Minibatch(Messenger):
     Args:
         plate: the name of the plate.
         rows: the data, as many as the plate subsamples.
-        asker: who chooses, for messages.
+        caller: who chooses, for messages.
     """
 
-    def __init__(self, plate: str, rows: Int[Tensor, " data"], *, asker: str) -> None:
+    def __init__(self, plate: str, rows: Int[Tensor, " data"], *, caller: str) -> None:
         super().__init__()
         self.plate = plate
         self.rows = rows
-        self.asker = asker
+        self.caller = caller
 
     def _pyro_sample(self, msg: Message) -> None:
         if msg["name"] != self.plate or not site_is_subsample(msg):
             return
         if msg["value"] is not None:
             raise ValueError(
-                f"{self.asker} needs all data, and plate '{self.plate}' is given some of them as "
+                f"{self.caller} needs all data, and plate '{self.plate}' is given some of them as "
                 "subsample=: give it all, or a subsample_size alone"
             )
         msg["value"] = self.rows
@@ -105,7 +102,7 @@ def datum_of_rows(group: Group) -> Int[Tensor, " rows"]:
     """Which datum of the data set each row of a single draw belongs to."""
     (run,) = group.runs
     datum = torch.zeros(1, dtype=torch.long)
-    for frame in row_plates(run.model[group.names[0]]):
-        index = torch.as_tensor(run.model[frame.name]["value"])
-        datum = (datum.to(index)[:, None] * full_size(frame) + index).flatten()
+    for plate in group.plates:
+        index = torch.as_tensor(run.indices[plate.name])
+        datum = (datum.to(index)[:, None] * plate.full_size + index).flatten()
     return datum

@@ -3,20 +3,21 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections import OrderedDict
+from dataclasses import replace
 from typing import NamedTuple
 
 from pyro_infovae._arrays.gathering import exchange, gather_rows, world_size
-from pyro_infovae.rows import Rows, weights_or_ones
+from pyro_infovae._core.rows import Rows
 
 
-def gather(*parts: Rows) -> tuple[Rows, ...]:
+def gather(rows: Rows) -> Rows:
     """The rows of all ranks, as those of one minibatch that holds the data of all.
 
     Every rank has to call this alike. With no process group, or one rank, the rows are as given.
 
     Args:
-        *parts: rows of this rank.
+        rows: rows of this rank.
 
     Returns:
         The gathered rows, with the gradient of :func:`~pyro_infovae._arrays.gathering.gather_rows`.
@@ -26,12 +27,19 @@ def gather(*parts: Rows) -> tuple[Rows, ...]:
             anything else but their values, or where a minibatch holds its whole data set.
     """
     if world_size() == 1:
-        return parts
-    layouts = exchange([_Layout.of(part) for part in parts])
-    for ranks in zip(*layouts, strict=True):
-        _check(ranks)
-    weighted = [any(layout.weighted for layout in ranks) for ranks in zip(*layouts, strict=True)]
-    return tuple(_gather(part, w) for part, w in zip(parts, weighted, strict=True))
+        return rows
+    layouts = exchange(_Layout.of(rows))
+    _check(layouts)
+    batch_size = rows.batch_size
+    num_rows = batch_size or layouts[0].rows
+    is_weighted = any(layout.weighted for layout in layouts)
+    return replace(
+        rows,
+        latents=OrderedDict((n, gather_rows(v, num_rows)) for n, v in rows.latents.items()),
+        weights=gather_rows(rows.dense_weights, num_rows) if is_weighted else None,
+        batch_size=None if batch_size is None else world_size() * batch_size,
+        data={name: gather_rows(values, num_rows) for name, values in rows.data.items()},
+    )
 
 
 class _Layout(NamedTuple):
@@ -39,20 +47,21 @@ class _Layout(NamedTuple):
 
     rows: int
     tensors: dict[str, tuple[tuple[int, ...], str]]
-    num_data: int | None
-    total: int
+    batch_size: int | None
+    num_data: int
     weighted: bool
 
     @classmethod
-    def of(cls, part: Rows) -> _Layout:
+    def of(cls, rows: Rows) -> _Layout:
         tensors = {
             name: (tuple(tensor.shape[1:]), str(tensor.dtype))
-            for name, tensor in (*part.latents.items(), *part.data.items())
+            for name, tensor in (*rows.latents.items(), *rows.data.items())
         }
-        return cls(len(part.values), tensors, part.num_data, part.total, part.weights is not None)
+        num_rows = len(next(iter(rows.latents.values())))
+        return cls(num_rows, tensors, rows.batch_size, rows.num_data, rows.weights is not None)
 
 
-def _check(ranks: tuple[_Layout, ...]) -> None:
+def _check(ranks: list[_Layout]) -> None:
     first = ranks[0]
     names = list(first.tensors)
     rows = [layout.rows for layout in ranks]
@@ -67,21 +76,9 @@ def _check(ranks: tuple[_Layout, ...]) -> None:
                 "Expected the same latents, shapes and plate sizes on every rank; got "
                 f"{first._asdict()} on rank 0 and {layout._asdict()} on rank {rank}"
             )
-    if first.num_data == first.total:
+    if first.batch_size == first.num_data:
         raise ValueError(
             f"Expected each of {len(ranks)} ranks to hold a part of the data of {names}; got "
-            f"plates whose {first.total} data are all in the rank's minibatch: pass pyro.plate "
+            f"plates whose {first.num_data} data are all in the rank's minibatch: pass pyro.plate "
             "the size of the whole data set, and the rank's rows as subsample="
         )
-
-
-def _gather(part: Rows, weighted: bool) -> Rows:
-    num_data = part.num_data
-    collect = partial(gather_rows, num_data=num_data or len(part.values))
-    return Rows(
-        latents={name: collect(values) for name, values in part.latents.items()},
-        weights=collect(weights_or_ones(part)) if weighted else None,
-        num_data=None if num_data is None else world_size() * num_data,
-        total=part.total,
-        data={name: collect(values) for name, values in part.data.items()},
-    )

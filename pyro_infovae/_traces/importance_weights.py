@@ -19,8 +19,33 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_infovae._traces.runs import Program
-from pyro_infovae.sites import PARTICLE_PLATE, full_size, is_data, is_latent, undecorated
+from pyro_infovae._traces.recording import (
+    PARTICLE_PLATE,
+    Program,
+    full_size,
+    is_data,
+    is_latent,
+    undecorated,
+)
+
+NUMBERS_PER_RUN = 2**23
+"""What no site of a run should hold more of."""
+
+
+def chunk_sizes(num_samples: int, chunk_size: int | None, draw_size: int) -> list[int]:
+    """The draws of each run.
+
+    Args:
+        num_samples: the draws of all runs.
+        chunk_size: draws per run, or None for so many that no site holds more than 2²³ numbers.
+        draw_size: the numbers in the largest site of a draw.
+
+    Example:
+        >>> chunk_sizes(10, 4, 1)
+        [4, 4, 2]
+    """
+    size = chunk_size or max(1, NUMBERS_PER_RUN // draw_size)
+    return [min(size, num_samples - start) for start in range(0, num_samples, size)]
 
 
 @dataclass(frozen=True)

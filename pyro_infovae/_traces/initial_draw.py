@@ -14,7 +14,7 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_infovae.sites import is_data, is_latent, undecorated
+from pyro_infovae._traces.recording import is_data, is_latent, undecorated
 
 
 @dataclass(frozen=True)

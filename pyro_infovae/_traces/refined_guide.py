@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
@@ -17,11 +17,11 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
-from pyro_infovae._traces.flow import Posterior
+from pyro_infovae._core.objectives import Prefactors
+from pyro_infovae._traces.flow import LogJoint
 from pyro_infovae._traces.initial_draw import InitialDraw, InitialSite
-from pyro_infovae._traces.runs import Program, reweight
+from pyro_infovae._traces.recording import FLOWED, Program, is_latent, reweight
 from pyro_infovae.integrators import tempered_leapfrog
-from pyro_infovae.sites import FLOWED, is_latent
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,6 @@ class FlowSettings:
 
 
 @dataclass(frozen=True)
-class Prefactors:
-    """Factors on the terms of a log weight, 1 each for an evidence lower bound.
-
-    Attributes:
-        logp: on the likelihood, the prior and the final momentum.
-        logq: on the guide, the initial momentum and the tempering's Jacobian.
-    """
-
-    logp: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    logq: tuple[float, float, float] = (1.0, 1.0, 1.0)
-
-
-@dataclass(frozen=True)
 class RefinedGuide:
     r"""A guide after its Hamiltonian flow: a guide itself, whose latents are :math:`T(u_K)`.
 
@@ -88,7 +75,7 @@ class RefinedGuide:
     guide: Program
     settings: Callable[[], FlowSettings]
     sites: frozenset[str] | None = None
-    prefactors: Prefactors = Prefactors()
+    prefactors: Prefactors = field(default_factory=Prefactors)
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Run the guide, move its latents, and draw them where they end.
@@ -101,7 +88,7 @@ class RefinedGuide:
         with SiteWeights(latent=self.prefactors.logq[0]), initial:
             self.guide(*args, **kwargs)
         initial.check()
-        posterior = Posterior(
+        log_joint = LogJoint(
             self.model,
             args,
             kwargs,
@@ -110,7 +97,7 @@ class RefinedGuide:
             outer=initial.outer,
             dtypes={name: site.value.dtype for name, site in initial.flowing.items()},
         )
-        start = posterior.unconstrain({name: site.value for name, site in initial.flowing.items()})
+        start = log_joint.unconstrain({name: site.value for name, site in initial.flowing.items()})
         beta_0 = settings.inverse_temperatures[0]
         rho_0 = {
             name: torch.randn_like(u) * beta_0.to(u).rsqrt()
@@ -119,7 +106,7 @@ class RefinedGuide:
         u_end, rho_end, _ = tempered_leapfrog(
             start.unconstrained,
             rho_0,
-            posterior.potential_grad,
+            log_joint.potential_grad,
             # A 0-dim latent would take on the dtype of a 0-dim factor.
             settings.inverse_temperatures.to(next(iter(rho_0.values()))),
             step_size=settings.step_sizes(start.unconstrained),
@@ -134,7 +121,7 @@ class RefinedGuide:
             name: _is_finite(u_end[name], batch_dim) & _is_finite(rho_end[name], batch_dim)
             for name, batch_dim in batch_dims.items()
         }
-        end = posterior.constrain(
+        end = log_joint.constrain(
             {
                 name: _where_rows(finite[name], u, start.unconstrained[name])
                 for name, u in u_end.items()

@@ -1,2 +1,0 @@
-# SPDX-License-Identifier: MIT
-"""What `inference_data` is built on."""

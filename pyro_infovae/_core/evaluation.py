@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: MIT
+"""What an objective makes of a model and a guide in one evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Bool, Float
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """One evaluation of an objective.
+
+    Attributes:
+        loss: the loss in nats, with its gradient; on the device, which nothing has waited for.
+        terms: what the loss is made of by name, in nats, without gradients.
+        finite: by site, which rows stayed finite in a flow; empty where nothing flows.
+        mutable_state: the values of NumPyro's mutable sites, those of the first particle.
+    """
+
+    loss: Float[Any, ""]
+    terms: Mapping[str, Float[Any, ""]] = field(default_factory=dict)
+    finite: Mapping[str, Bool[Any, " rows"]] = field(default_factory=dict)
+    mutable_state: dict[str, Any] | None = None

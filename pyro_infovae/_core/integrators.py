@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: MIT
+"""What the tempered leapfrog of both halves is, and the checks of its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType
+from typing import Any
+
+from pyro_infovae._core.arrays import Array
+
+StepSize = float | Array | Mapping[str, float | Array]
+
+TEMPERED_LEAPFROG = r"""
+    For k from 1 to K,
+
+    .. math::
+
+        \rho \leftarrow \rho - \tfrac{\varepsilon}{2} \nabla U(u); \quad
+        u \leftarrow u + \varepsilon \rho; \quad
+        \rho \leftarrow \rho - \tfrac{\varepsilon}{2} \nabla U(u); \quad
+        \rho \leftarrow \rho \sqrt{\beta_{k-1} / \beta_k},
+
+    at K + 1 gradients. The Jacobian determinant of :math:`(u_0, \rho_0) \mapsto (u_K, \rho_K)` is
+    :math:`(\beta_0 / \beta_K)^{d/2}` in d dimensions, whatever the step sizes and the potential. It
+    is so for any force that depends on the position alone, and for each row where a row's force
+    depends on that row alone.
+
+    Step sizes broadcast against each site, elementwise. The framework's integrator takes one
+    number, so it runs with step size 1 on the force :math:`-\varepsilon \nabla U` and the velocity
+    :math:`\varepsilon \rho`, which are the same updates.
+
+    Args:
+        u: Position per site.
+        rho: Momentum per site, shaped as the position.
+        potential_grad: From the positions to :math:`\nabla U` per site and an array of the caller's
+            choice, usually U. For a log density it is of :math:`U = -\ell`.
+        inverse_temperatures: :math:`\beta_0, \dots, \beta_K`, see the module ``tempering``.
+        step_size: :math:`\varepsilon`, for all sites or per site: a number, or an array that
+            broadcasts to the site's shape.
+        per_step: Whether each step size has a leading axis of K, one entry per step.
+
+    Returns:
+        :math:`u_K` and :math:`\rho_K` per site, and the second result of ``potential_grad`` at
+        :math:`u_K`. Gradients reach all arguments and whatever ``potential_grad`` is differentiable
+        in.
+
+    Raises:
+        ValueError: If sites or shapes do not match.
+
+    References:
+        Caterini, Doucet, Sejdinovic, *Hamiltonian Variational Auto-Encoder* (arXiv 1805.11328).
+"""
+
+
+def check_flow(
+    u: Mapping[str, Array],
+    rho: Mapping[str, Array],
+    inverse_temperatures: Array,
+    step_size: StepSize,
+    *,
+    per_step: bool,
+) -> None:
+    """Check the sites and shapes of a tempered leapfrog's arguments.
+
+    Raises:
+        ValueError: If they do not match.
+    """
+    if inverse_temperatures.ndim != 1 or inverse_temperatures.shape[0] < 2:
+        raise ValueError(
+            "Expected inverse_temperatures of shape (num_steps + 1,), num_steps >= 1; "
+            f"got {tuple(inverse_temperatures.shape)}"
+        )
+    if u.keys() != rho.keys():
+        raise ValueError(f"Expected rho of the sites {sorted(u)}; got {sorted(rho)}")
+    for site, position in u.items():
+        if rho[site].shape != position.shape:
+            raise ValueError(
+                f"Expected rho[{site!r}] of shape {tuple(position.shape)}; "
+                f"got {tuple(rho[site].shape)}"
+            )
+    if isinstance(step_size, Mapping) and step_size.keys() != u.keys():
+        raise ValueError(f"Expected step_size of the sites {sorted(u)}; got {sorted(step_size)}")
+    num_steps = inverse_temperatures.shape[0] - 1
+    for site, position in u.items():
+        shape = tuple(getattr(step_size_of(step_size, site), "shape", ()))
+        if per_step and shape[:1] != (num_steps,):
+            raise ValueError(
+                f"Expected step_size of {site!r} with a leading axis of {num_steps} steps; "
+                f"got shape {shape}"
+            )
+        each = shape[1:] if per_step else shape
+        if not _broadcasts(each, position.shape):
+            raise ValueError(
+                f"Expected step_size of {site!r} to broadcast to {tuple(position.shape)}; "
+                f"got shape {each}{' in each step' if per_step else ''}"
+            )
+
+
+def step_size_of(step_size: StepSize, site: str) -> float | Array:
+    """The step size of a site."""
+    return step_size[site] if isinstance(step_size, Mapping) else step_size
+
+
+def scaled(epsilon: Mapping[str, float | Array], values: Mapping[str, Array]) -> dict[str, Array]:
+    """The values of each site times its step size."""
+    return {site: epsilon[site] * value for site, value in values.items()}
+
+
+def with_globals(function: Callable[..., Any], **replacements: object) -> FunctionType:
+    """A copy of a function in which some global names mean something else.
+
+    A framework's own code is put to use that way, and its modules stay as they are.
+
+    Args:
+        function: a function written in Python, which stays as it is.
+        **replacements: what the names mean in the copy.
+    """
+    assert isinstance(function, FunctionType)
+    return FunctionType(
+        function.__code__,
+        {**function.__globals__, **replacements},
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+
+
+def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
+    return len(shape) <= len(to) and all(
+        size in (1, target) for size, target in zip(reversed(shape), reversed(to), strict=False)
+    )

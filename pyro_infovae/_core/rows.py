@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: MIT
+"""Which latents an objective is about, and their rows: one per datum and particle."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Float, Shaped
+
+from pyro_infovae._core.arrays import namespace
+from pyro_infovae._core.row_weights import fits, row_weights
+from pyro_infovae._core.sites import Plate, Run, Site, Sites
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The latents that an objective is about.
+
+    Attributes:
+        caller: the objective's name, for messages.
+        names: the latents asked for, or None for every reparameterised latent in plates that
+            hold at least two rows.
+        particles: the draws per datum that the base pools outside any plate.
+    """
+
+    caller: str
+    names: frozenset[str] | None
+    particles: int = 1
+
+    @classmethod
+    def of(cls, caller: str, sites: Iterable[str] | None, particles: int = 1) -> Selection:
+        """The selection that ``sites=`` of a user stands for: a name, several, or None."""
+        names = (sites,) if isinstance(sites, str) else sites
+        return cls(caller, None if names is None else frozenset(names), particles)
+
+    def takes(self, site: Site) -> bool:
+        """Whether a latent that the guide draws is selected."""
+        if self.names is None:
+            return self._fault(site) is None
+        # The density of an automatic guide's latent may be that of an auxiliary site.
+        generated = site.name.removesuffix("_unconstrained") if site.is_auxiliary else site.name
+        return site.name in self.names or generated in self.names
+
+    def check(self, guide: Sites, model: Sites) -> None:
+        """Refuse a selection that names what cannot be penalised, or that selects nothing.
+
+        Raises:
+            ValueError: naming the site and saying what to do.
+        """
+        latents = [name for name, site in model.items() if site.is_latent]
+        for name in sorted(self.names or ()):
+            if name not in latents:
+                raise ValueError(
+                    f"{self.caller}: sites names '{name}', which is no latent of the model; "
+                    f"its latents are {latents}"
+                )
+            if name not in guide:
+                raise ValueError(
+                    f"{self.caller}: sites names '{name}', which the guide does not draw; "
+                    "leave it out of sites or draw it in the guide"
+                )
+            if fault := self._fault(guide[name]):
+                raise ValueError(f"{self.caller}: sites names '{name}', which {fault}")
+        faults = {name: self._fault(guide[name]) for name in latents if name in guide}
+        if self.names is None and all(faults.values()):
+            reasons = "; ".join(f"'{name}' {fault}" for name, fault in faults.items())
+            raise ValueError(
+                f"{self.caller}: no latent is left to penalise"
+                + (f": {reasons}" if reasons else ", for the guide draws none of the model's")
+            )
+
+    def _fault(self, site: Site) -> str | None:
+        if not site.is_reparameterised:
+            return (
+                f"is not reparameterised ({site.kind}): leave it out of sites, or draw it by "
+                "rsample"
+            )
+        plates = sized_plates(site)
+        in_plates = data_size(plates) > 1
+        if (batch_size(plates) if in_plates else self.particles) < 2:
+            return (
+                "has a single row: use a larger minibatch in its plate, more particles for a "
+                "latent outside plates, or other sites"
+            )
+        if self.names is None and not in_plates:
+            return "is in no plate of several rows: name it in sites to penalise its particles"
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    r"""The latents of one group, a row per datum and particle.
+
+    Attributes:
+        latents: by site name, the values with their event dims flattened, (rows, features).
+        weights: nonnegative weights of the rows, 0 for a masked one; None where all count alike.
+        batch_size: the data of the minibatch; row r belongs to datum r modulo ``batch_size``. None
+            outside plates, where the particles themselves are the rows.
+        num_data: N, the product of the full sizes of the group's plates.
+        data: by site name, the observed values in the same plates, (rows, \*event); empty where
+            they were not asked for.
+    """
+
+    latents: OrderedDict[str, Float[Any, "rows _"]]
+    weights: Float[Any, " rows"] | None
+    batch_size: int | None
+    num_data: int
+    data: dict[str, Shaped[Any, " rows *event"]] = field(default_factory=dict)
+
+    @property
+    def values(self) -> Float[Any, "rows features"]:
+        """The features of all latents of the group side by side."""
+        parts = tuple(self.latents.values())
+        return parts[0] if len(parts) == 1 else namespace(parts[0]).concatenate(parts, -1)
+
+    @property
+    def dense_weights(self) -> Float[Any, " rows"]:
+        """The weights, 1 where all rows count alike."""
+        if self.weights is not None:
+            return self.weights
+        first = next(iter(self.latents.values()))
+        return namespace(first).ones_like(first[:, 0])
+
+
+def group_by_plates(model: Sites, selected: Iterable[str]) -> list[tuple[str, ...]]:
+    """The selected latents of a model, those with the same stack of plates together."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    names = frozenset(selected)
+    for name, site in model.items():
+        if name in names and site.is_latent:
+            groups.setdefault(tuple(plate.name for plate in site.plates), []).append(name)
+    return [tuple(group) for group in groups.values()]
+
+
+def rows_of(names: Sequence[str], sites: Sites, run: Run) -> Rows:
+    """The rows of a group of latents.
+
+    Args:
+        names: the latents of the group.
+        sites: sites that hold them: those of the run's model, or of a fresh draw from the model.
+        run: the run, for the masks of the guide and for the latents that it enumerates.
+    """
+    group = [sites[name] for name in names]
+    shape = batch_shape(group, run)
+    plates = group[0].plates
+    num_data = data_size(plates)
+    return Rows(
+        latents=OrderedDict((s.name, flatten(s.value, s.event_dim, shape)) for s in group),
+        weights=_weights(group, run, shape),
+        batch_size=batch_size(plates) if num_data > 1 else None,
+        num_data=num_data,
+    )
+
+
+def data_of(names: Sequence[str], run: Run) -> dict[str, Shaped[Any, " rows *event"]]:
+    """The observed values in the plates of a group, by site name, a row per row of the group."""
+    group = [run.model[name] for name in names]
+    shape = batch_shape(group, run)
+    plates = {plate.name for plate in group[0].plates}
+    return {
+        name: expand_rows(site.value, site.event_dim, shape)
+        for name, site in run.model.items()
+        if site.is_data and {plate.name for plate in site.plates} == plates
+    }
+
+
+def normal_rows(
+    name: str, sites: Sites, run: Run
+) -> tuple[Float[Any, "rows features"], Float[Any, "rows features"]] | None:
+    """Location and scale of a latent's diagonal normal, per row; None for any other density.
+
+    Args:
+        name: the latent.
+        sites: the sites of the guide, or of the model.
+        run: the run that they are of.
+    """
+    site = sites[name]
+    if site.normal is None:
+        return None
+    shape = batch_shape([run.model[name]], run)
+    loc, scale = site.normal
+    if not fits(tuple(loc.shape)[: loc.ndim - site.event_dim], shape):
+        raise NotImplementedError(
+            f"The prior of '{name}' is a mixture over a latent that the model sums out, which has "
+            "no closed form here: use estimator='unbiased'"
+        )
+    return flatten(loc, site.event_dim, shape), flatten(scale, site.event_dim, shape)
+
+
+def expand_rows(values: Any, event_dim: int, shape: tuple[int, ...]) -> Shaped[Any, " rows *event"]:
+    """An array with one row per index of the batch shape, its event dims as they are."""
+    num_batch_dims = values.ndim - event_dim
+    batch, event = tuple(values.shape)[:num_batch_dims], tuple(values.shape)[num_batch_dims:]
+    if batch != shape:
+        values = namespace(values).broadcast_to(values, (*shape, *event))
+    return values.reshape(math.prod(shape), *event)
+
+
+def flatten(values: Any, event_dim: int, shape: tuple[int, ...]) -> Float[Any, "rows features"]:
+    """An array with one row per index of the batch shape, its event dims as features."""
+    rows = expand_rows(values, event_dim, shape)
+    return rows.reshape(rows.shape[0], math.prod(rows.shape[1:]))
+
+
+def batch_shape(group: Sequence[Site], run: Run) -> tuple[int, ...]:
+    """The batch shape of a group, all of whose dims are plates, particles or enumerated values.
+
+    Raises:
+        ValueError: for a dim that is none of these.
+    """
+    shape = _broadcast([tuple(s.value.shape)[: s.value.ndim - s.event_dim] for s in group])
+    known = {plate.dim for site in group for plate in site.plates}
+    known |= {site.enumeration.dim for site in run.guide.values() if site.enumeration is not None}
+    if run.particle_plate is not None:
+        known.add(run.particle_plate.dim)
+    for dim in range(-len(shape), 0):
+        if shape[dim] > 1 and dim not in known:
+            raise ValueError(
+                f"Site '{group[0].name}' has batch shape {shape}, of which dim {dim} belongs to no "
+                "plate: declare a plate for it, or make it an event dim with .to_event()"
+            )
+    return shape
+
+
+def _broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape that all broadcast to; sizes may be symbols, which must not be settled."""
+    rank = max(map(len, shapes))
+    padded = [(1,) * (rank - len(shape)) + shape for shape in shapes]
+    return tuple(
+        next((size for size in sizes if size != 1), 1) for sizes in zip(*padded, strict=True)
+    )
+
+
+def _weights(group: Sequence[Site], run: Run, shape: tuple[int, ...]) -> Float[Any, " rows"] | None:
+    sites = [site for drawn in group for site in (drawn, run.guide[drawn.name])]
+    is_masked = any(site.mask is not None or site.masks_features for site in sites)
+    is_enumerated = any(site.enumeration is not None for site in run.guide.values())
+    return row_weights(group, run, shape) if is_masked or is_enumerated else None
+
+
+def sized_plates(site: Site) -> tuple[Plate, ...]:
+    """The plates of a site.
+
+    Raises:
+        ValueError: for a plate that has no size.
+    """
+    for plate in site.plates:
+        if plate.size < 0:
+            raise ValueError(
+                f"Plate '{plate.name}' of site '{site.name}' has no size: give it one, so that "
+                "penalties can be scaled to the data"
+            )
+    return site.plates
+
+
+def data_size(plates: Iterable[Plate]) -> int:
+    """The number N of data of a stack of plates: the product of their full sizes."""
+    return math.prod(plate.full_size for plate in plates)
+
+
+def batch_size(plates: Iterable[Plate]) -> int:
+    """The number of data in the minibatch of a stack of plates."""
+    return math.prod(plate.size for plate in plates)

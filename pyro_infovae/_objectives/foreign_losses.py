@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: MIT
+"""Losses as tensors of ELBOs whose own methods wait for the device, or know none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.infer import TraceEnum_ELBO, traceenum_elbo
+from pyro.infer.elbo import ELBO
+from pyro.infer.util import Dice
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from pyro_infovae._core.integrators import with_globals
+from pyro_infovae._traces.recording import Program
+
+
+def foreign_loss(
+    elbo: ELBO, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor:
+    """The loss in nats, with the gradient that the ELBO's own step would add."""
+    if not torch.is_grad_enabled():
+        return torch.as_tensor(elbo.loss(model, guide, *args, **kwargs))
+    methods = ("differentiable_loss", "loss_and_grads")
+    own = next(name for kind in type(elbo).__mro__ for name in methods if name in vars(kind))
+    if own == "differentiable_loss":
+        loss: Tensor = elbo.differentiable_loss(model, guide, *args, **kwargs)
+        return loss
+    with _Surrogates() as surrogates:
+        value = elbo.loss_and_grads(model, guide, *args, **kwargs)
+    gradient = sum(surrogate - surrogate.detach() for surrogate in surrogates.found)
+    return torch.as_tensor(value + gradient)
+
+
+def enumerated_loss(
+    elbo: TraceEnum_ELBO,
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Tensor:
+    """The loss in nats, differentiable, so that a step can be captured.
+
+    Pyro leaves out the terms of probability 0, if there are any; here each of them is a 0.
+    """
+    particles = [
+        _enumerated_elbo(*traces) for traces in elbo._get_traces(model, guide, args, kwargs)
+    ]
+    return torch.as_tensor(-sum(particles) / elbo.num_particles)
+
+
+class _Surrogates(TorchFunctionMode):
+    """Keeps the tensors that an ELBO would differentiate itself, and differentiates none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.backward:
+            self.found.append(args[0])
+            return None
+        return func(*args, **(kwargs or {}))
+
+
+class _ZerosForTerms(Dice):
+    def compute_expectation(self, costs: Any) -> Any:
+        with _ZerosForMasked():
+            return super().compute_expectation(costs)
+
+
+class _ZerosForMasked(TorchFunctionMode):
+    """Pyro is told that not all terms count, and is given zeros in the place of the others."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.all:
+            return False
+        if func is Tensor.masked_select:
+            terms, mask = args
+            return torch.where(mask, terms, 0.0)
+        return func(*args, **(kwargs or {}))
+
+
+_enumerated_elbo = with_globals(traceenum_elbo._compute_dice_elbo, Dice=_ZerosForTerms)

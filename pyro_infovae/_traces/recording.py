@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: MIT
+"""Programs whose sites are recorded while a base ELBO scores them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import torch
+from pyro import poutine
+from pyro.distributions import Delta, ExpandedDistribution, MaskedDistribution, Normal
+from pyro.distributions.torch import Independent
+from pyro.poutine.guide import GuideMessenger
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from pyro.poutine.util import site_is_factor, site_is_subsample
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyro_infovae._core.rows import Selection
+from pyro_infovae._core.sites import Enumeration, Plate, Run, Site, Sites, check_kl_is_separable
+
+Program: TypeAlias = Callable[..., Any]
+Messages: TypeAlias = dict[str, Message]
+
+FLOWED = "_flowed"
+"""Marks, in a site's ``infer``, a latent that a Hamiltonian flow has moved."""
+
+PARTICLE_PLATE = "num_particles_vectorized"
+"""The plate under which Pyro's ELBOs vectorise their particles."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A program under a recording handler; ``fn`` is the program without it."""
+
+    fn: Program
+    handler: Callable[[], Messenger]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program; its sites are recorded."""
+        with self.handler():
+            return self.fn(*args, **kwargs)
+
+
+def unrecorded(program: Program) -> Program:
+    """The user's own program: what a run that no objective scores has to call."""
+    while isinstance(program, Recorded):
+        program = program.fn
+    return program
+
+
+def recorded_like(program: Program, other: Program) -> Program:
+    """The other program under the recording handlers of the first."""
+    if not isinstance(program, Recorded):
+        return other
+    return Recorded(recorded_like(program.fn, other), program.handler)
+
+
+class Recorder:
+    r"""Records the runs of a base ELBO and reweights the KL of the selected latents in them.
+
+    The log densities of a selected latent :math:`z`, in model and guide alike, are multiplied by
+    the KL weight :math:`w`, so that the base scores
+
+    .. math:: -E_q[\log p(x \mid z)] + w \, \mathrm{KL}(q(z \mid x) \| p(z)).
+
+    Args:
+        selection: which latents the objective is about.
+        kl_weight: the factor :math:`w` on their KL.
+    """
+
+    def __init__(self, selection: Selection, kl_weight: float | Tensor = 1.0) -> None:
+        self.selection = selection
+        self.kl_weight = kl_weight
+        self._runs: dict[_GuideRun, Run] = {}
+        self._guide_run = _GuideRun(self)
+
+    def guide(self, guide: Program) -> Recorded:
+        """The guide, recorded.
+
+        Raises:
+            NotImplementedError: for a guide that runs the model itself.
+        """
+        unwrapped = poutine.unwrap(guide)
+        if isinstance(unwrapped, GuideMessenger):
+            raise NotImplementedError(
+                f"Expected a guide that draws the latents; got {type(unwrapped).__name__}, which "
+                "runs the model inside the guide: use an AutoGuide or a guide function"
+            )
+        return Recorded(guide, self._start_guide)
+
+    def model(self, model: Program) -> Recorded:
+        """The model, recorded."""
+        return Recorded(model, lambda: _ModelRun(self, self._guide_run))
+
+    def last(self, count: int) -> tuple[Run, ...]:
+        """The last ``count`` runs: the base may probe the plates in earlier ones."""
+        return tuple(self._runs.values())[-count:]
+
+    def finish(self, guide: _GuideRun, run: Run) -> None:
+        """Check a run that is complete, and keep it; of a guide's several, the last."""
+        if not is_number(self.kl_weight, 1):
+            for name in run.model:
+                if name in run.selected:
+                    check_kl_is_separable(name, run, self.kl_weight)
+        self.selection.check(run.guide, run.model)
+        self._runs[guide] = run
+
+    def _start_guide(self) -> Messenger:
+        self._guide_run = _GuideRun(self)
+        return self._guide_run
+
+
+def is_number(weight: float | Tensor, number: float) -> bool:
+    """Whether a weight is that number; a tensor is not, for to look would wait for its device."""
+    return not isinstance(weight, Tensor) and weight == number
+
+
+def reweight(msg: Message, weight: float | Tensor) -> None:
+    """Multiply the log density of a site; a weight of 0 masks it, since 0 times inf is nan."""
+    if is_number(weight, 0):
+        msg["mask"] = False
+    elif not is_number(weight, 1):
+        msg["scale"] = msg["scale"] * weight
+
+
+class Record(Messenger):
+    """Records one run of a program.
+
+    Attributes:
+        sites: its sample sites by name, in order.
+        indices: the minibatch of every plate, by its name.
+        particle_plate: the plate of vectorised particles, if there is one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sites: Sites = OrderedDict()
+        self.indices: dict[str, Tensor] = {}
+        self.particle_plate: Plate | None = None
+        self._masks: dict[str, Any] = {}
+
+    def _pyro_sample(self, msg: Message) -> None:
+        # As the program has it: an objective may mask a site that it leaves out of the loss.
+        self._masks[msg["name"]] = msg["mask"]
+
+    def _pyro_post_sample(self, msg: Message) -> None:
+        if site_is_subsample(msg):
+            self.indices[msg["name"]] = msg["value"]
+            return
+        for frame in msg["cond_indep_stack"]:
+            if frame.name == PARTICLE_PLATE:
+                self.particle_plate = Plate(frame.name, frame.dim, frame.size, frame.size)
+        recorded = msg.copy()
+        recorded["mask"] = self._masks[msg["name"]]
+        self.sites[msg["name"]] = _with_generating_normal(site_of(recorded), msg, self.sites)
+
+
+class _GuideRun(Record):
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+        self.selected: set[str] = set()
+
+    def _pyro_sample(self, msg: Message) -> None:
+        super()._pyro_sample(msg)
+        if not is_latent(msg) or msg["infer"].get("_do_not_trace"):
+            return
+        if self.recorder.selection.takes(site_of(msg)):
+            self.selected.add(msg["name"])
+            reweight(msg, self.recorder.kl_weight)
+
+    def _pyro_post_sample(self, msg: Message) -> None:
+        if msg["infer"].get("enumerate") == "sequential" and "_enum_total" in msg["infer"]:
+            raise NotImplementedError(
+                f"Site '{msg['name']}' is enumerated sequentially, which runs the guide once per "
+                "value: enumerate it in parallel, so that its rows can be weighted"
+            )
+        if not msg["infer"].get("_do_not_trace"):
+            super()._pyro_post_sample(msg)
+
+
+class _ModelRun(Record):
+    def __init__(self, recorder: Recorder, guide: _GuideRun) -> None:
+        super().__init__()
+        self.recorder = recorder
+        self.guide = guide
+
+    def _pyro_sample(self, msg: Message) -> None:
+        super()._pyro_sample(msg)
+        if is_latent(msg) and msg["name"] in self.guide.selected:
+            reweight(msg, self.recorder.kl_weight)
+
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+        super().__exit__(exc_type, exc_value, traceback)
+        if exc_type is None:
+            run = Run(
+                guide=self.guide.sites,
+                model=self.sites,
+                indices={**self.guide.indices, **self.indices},
+                selected=frozenset(self.guide.selected),
+                particle_plate=self.particle_plate,
+            )
+            self.recorder.finish(self.guide, run)
+
+
+def site_of(msg: Message) -> Site:
+    """The record of a message; of one that is about to be drawn, without a value."""
+    fn, value, infer = msg["fn"], msg["value"], msg["infer"]
+    frames = [f for f in msg["cond_indep_stack"] if f.vectorized and f.name != PARTICLE_PLATE]
+    return Site(
+        value=value,
+        mask=None if value is None else joint_mask(msg, value.device),
+        normal=normal_parameters(fn),
+        name=msg["name"],
+        plates=tuple(
+            Plate(frame.name, frame.dim, frame.size, full_size(frame))
+            for frame in sorted(frames, key=lambda frame: frame.dim)
+        ),
+        event_dim=fn.event_dim,
+        kind=type(undecorated(fn)).__name__,
+        is_latent=not msg["is_observed"],
+        is_data=is_data(msg),
+        is_auxiliary=infer.get("is_auxiliary", False),
+        is_reparameterised=fn.has_rsample,
+        masks_features=masks_features(fn),
+        enumeration=_enumeration(msg),
+        scale=msg["scale"],
+        fn=fn,
+    )
+
+
+def normal_parameters(fn: Distribution) -> tuple[Tensor, Tensor] | None:
+    """Location and scale of a diagonal normal, or of a point mass, whose scale is 0."""
+    base = undecorated(fn)
+    if isinstance(base, Normal):
+        return base.loc, base.scale
+    if isinstance(base, Delta):
+        return base.v, torch.zeros_like(base.v)
+    return None
+
+
+def _with_generating_normal(site: Site, msg: Message, recorded: Sites) -> Site:
+    """A point mass of ``AutoNormal`` over a real support, with the normal it was drawn from."""
+    generating = recorded.get(f"{site.name}_unconstrained")
+    if generating is None or msg["infer"].get(FLOWED):
+        return site
+    same_space = generating.value.shape == site.value.shape
+    return replace(site, normal=generating.normal) if same_space else site
+
+
+def _enumeration(msg: Message) -> Enumeration | None:
+    infer = msg["infer"]
+    if "_enumerate_dim" not in infer or msg["value"] is None:
+        return None
+    log_prob = msg["fn"].log_prob(msg["value"])
+    return Enumeration(infer["_enumerate_dim"], bool(infer.get("num_samples")), log_prob)
+
+
+def is_latent(msg: Message) -> bool:
+    """Whether a message is a draw of the program, neither an observation nor a minibatch."""
+    return not msg["is_observed"] and not site_is_subsample(msg)
+
+
+def is_data(msg: Message) -> bool:
+    """Whether a message is an observation, neither a factor nor a deterministic value."""
+    return msg["is_observed"] and not site_is_factor(msg) and not msg["infer"].get("_deterministic")
+
+
+def full_size(frame: CondIndepStackFrame) -> int:
+    """The number of data of a plate, of which a minibatch may hold fewer."""
+    return frame.full_size or frame.size
+
+
+def undecorated(fn: Distribution) -> Distribution:
+    """The distribution below its event dims, masks and expansions."""
+    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def masks_of(msg: Message) -> list[Tensor | bool]:
+    """The masks of a site that are not trivially true: its context's and its distribution's."""
+    masks, fn = [msg["mask"]], msg["fn"]
+    while isinstance(fn, MaskedDistribution | ExpandedDistribution):
+        masks.append(getattr(fn, "_mask", None))
+        fn = fn.base_dist
+    return [mask for mask in masks if mask is not None and mask is not True]
+
+
+def joint_mask(msg: Message, device: torch.device) -> Tensor | None:
+    """Where all masks of a site are true; None where it has none."""
+    masks = [torch.as_tensor(mask, device=device) for mask in masks_of(msg)]
+    if not masks:
+        return None
+    joint = masks[0]
+    for mask in masks[1:]:
+        joint = joint & mask
+    return joint
+
+
+def masks_features(fn: Distribution) -> bool:
+    """Whether a distribution is masked below its event dims."""
+    while isinstance(fn, MaskedDistribution | ExpandedDistribution):
+        fn = fn.base_dist
+    return isinstance(fn, Independent) and isinstance(fn.base_dist, MaskedDistribution)
