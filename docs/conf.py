@@ -1,16 +1,10 @@
 """Settings of Sphinx."""
 
 import re
-import sys
-from pathlib import Path
 
 from sphinx.application import Sphinx
 
 import pyro_infovae
-
-sys.path.append(str(Path(__file__).parent))
-
-from result_table import ResultTable
 
 project = "pyro-infovae"
 author = "The pyro-infovae developers"
@@ -41,7 +35,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(arviz|collections|jax|jaxlib|jaxtyping|numpy|numpyro|pyro|torch|typing)\..*"),
     (r"py:class", r"Array|Tensor|Module|ndarray"),
-    (r"py:class", r".*\.runs\.Run"),
+    (r"py:class", r".*\._core\.sites\..*|.*\.groups\.T"),
 ]
 
 html_theme = "furo"
@@ -50,6 +44,7 @@ html_show_copyright = False
 
 SHORT_TYPES = {
     r"jaxlib\._jax\.Array": "Array",
+    r"(Float|Shaped)\[Any, '": r"\1[Array, '",
     r"Callable\[\[Float\[(\w+), 'n d'\], Float\[\1, 'm d'\]\], Float\[\1, 'n m'\]\]": "Kernel",
 }
 
@@ -69,7 +64,6 @@ def shorten_types(
 
 def setup(app: Sphinx) -> None:
     """Connect what is above."""
-    app.add_directive("result-table", ResultTable)
     app.connect("autodoc-process-signature", shorten_types)
 
 

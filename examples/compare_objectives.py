@@ -13,12 +13,13 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from tempfile import TemporaryFile
+from types import ModuleType
 from typing import Any
 
 from rich.console import Console
 
 from demo import backend
-from demo.backend import Backend, BackendError, Setting
+from demo.backend import BackendError, Setting
 from demo.cli import build_parser, fill_in
 from demo.data import DataError, ImageData, load
 from demo.figures import draw_all
@@ -29,7 +30,7 @@ from demo.training import train_and_evaluate
 
 # Another objective is one more entry; `b` holds the names of either backend. The weight of `mmd`
 # makes the MMD² of 0.03 that `elbo` leaves on the digits cost 3 nats per image.
-OBJECTIVES: dict[str, Callable[[Backend, Setting], Any]] = {
+OBJECTIVES: dict[str, Callable[[ModuleType, Setting], Any]] = {
     "elbo": lambda b, s: b.TraceMeanField_ELBO(),
     "mmd": lambda b, s: b.TraceMMD_ELBO(alpha=0.0, lambd=100.0),
     "infomax": lambda b, s: b.TraceInfoMax_ELBO(
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def result(half: Backend, name: str, seed: int, data: ImageData, options: Namespace) -> Result:
+def result(half: ModuleType, name: str, seed: int, data: ImageData, options: Namespace) -> Result:
     """The result of a training, or the one kept by an earlier run."""
     settings = settings_of(half, options)
     kept = restore(name, seed, options.out, settings)
@@ -111,7 +112,7 @@ def result(half: Backend, name: str, seed: int, data: ImageData, options: Namesp
     return trained
 
 
-def settings_of(half: Backend, options: Namespace) -> Mapping[str, str]:
+def settings_of(half: ModuleType, options: Namespace) -> Mapping[str, str]:
     """What a kept result has to agree with, and the report shows."""
     names = ("backend", "data", "data_dir", "latent_dim", "collapse", "epochs", "device")
     chosen = {name: str(getattr(options, name)) for name in names}

@@ -27,13 +27,12 @@ from pyro.infer import ELBO
 from torch import Tensor, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from demo.cli import Parser, integer
+from demo.cli import integer
 from demo.data import load
-from demo.with_pyro.vae import VAE, Decoder
+from demo.digits import BATCH_SIZE, LATENT_DIM, PIXELS, digits_setting, training_parser
+from demo.with_pyro.training import build_vae
+from demo.with_pyro.vae import VAE
 from pyro_infovae import ConcatCritic, TraceHamiltonian_ELBO, TraceInfoMax_ELBO, TraceMMD_ELBO
-
-PIXELS, LEVELS, LATENT_DIM = 64, 16, 2
-BATCH_SIZE = 128
 
 OBJECTIVES: dict[str, Callable[[], ELBO]] = {
     "mmd": lambda: TraceMMD_ELBO(lambd=100.0, gather=True),
@@ -45,37 +44,29 @@ OBJECTIVES: dict[str, Callable[[], ELBO]] = {
 }
 
 
-class Model(nn.Module):
-    """The autoencoder's model, as a module of its own."""
+class Part(nn.Module):
+    """The autoencoder's model or guide, as a module of its own.
 
-    def __init__(self, vae: VAE) -> None:
+    Args:
+        vae: The autoencoder.
+        name: `model` or `guide`.
+    """
+
+    def __init__(self, vae: VAE, name: str) -> None:
         super().__init__()
-        self.vae = vae
+        self.vae, self.name = vae, name
 
     def forward(self, images: Tensor, rows: Tensor) -> None:
-        """Run the model."""
-        self.vae.model(images, rows)
-
-
-class Guide(nn.Module):
-    """The autoencoder's guide, as a module of its own."""
-
-    def __init__(self, vae: VAE) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, images: Tensor, rows: Tensor) -> None:
-        """Run the guide."""
-        self.vae.guide(images, rows)
+        """Run it."""
+        getattr(self.vae, self.name)(images, rows)
 
 
 def build(objective: str, *, seed: int) -> nn.Module:
     """Model, guide and objective as one module whose call is the loss."""
     pyro.clear_param_store()
     torch.manual_seed(seed)
-    decoder = Decoder(pixels=PIXELS, latent_dim=LATENT_DIM)
-    vae = VAE(decoder, pixels=PIXELS, levels=LEVELS, latent_dim=LATENT_DIM)
-    return OBJECTIVES[objective]()(Model(vae), Guide(vae))
+    vae = build_vae(digits_setting(seed))
+    return OBJECTIVES[objective]()(Part(vae, "model"), Part(vae, "guide"))
 
 
 def noise_seed(seed: int, *, epoch: int, rank: int) -> int:
@@ -185,17 +176,8 @@ def simulate(options: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train; the exit status is 0."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--objective", choices=OBJECTIVES, default="mmd", help="default: mmd")
-    parser.add_argument("--epochs", type=integer(at_least=1), default=20, help="default: 20")
-    parser.add_argument("--seed", type=integer(at_least=0), default=0)
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        default=Path("outputs/distributed_pyro.pt"),
-        help="written by the first process after every epoch (default: %(default)s)",
-    )
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
+    checkpoint = Path("outputs/distributed_pyro.pt")
+    parser = training_parser(__doc__, OBJECTIVES, checkpoint=checkpoint)
     parser.add_argument(
         "--timeout",
         type=integer(at_least=1),

@@ -9,7 +9,6 @@ From the repository's root, after `pip install -e .[arviz,demo,numpyro]`:
     python examples/eight_schools.py --backend numpyro --quick
 """
 
-import argparse
 import importlib
 import sys
 import warnings
@@ -51,17 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         marginals, loo = report.marginals(posteriors), report.leave_one_out(posteriors)
         console.print(report.marginals_table(marginals), report.leave_one_out_table(loo), sep="\n")
-        files = [
-            report.write_csv(marginals, options.out / "marginals.csv"),
-            report.write_csv(loo, options.out / "leave_one_out.csv"),
-            *report.save(posteriors, options.out),
-        ]
+        tables = {"marginals": marginals, "leave_one_out": loo}
+        files = report.save(posteriors, tables, options.out)
     console.print("Saved", *files, sep="\n  ")
     return 0
 
 
 def _parser() -> Parser:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--backend", choices=("pyro", "numpyro"), default="pyro")
     parser.add_argument("--quick", action="store_true", help="a rough answer within a minute")
     parser.add_argument(

@@ -25,9 +25,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-from demo.cli import Parser, integer
+from demo.cli import integer
 from demo.data import load
-from distributed_pyro import BATCH_SIZE, OBJECTIVES, build, noise_seed, print_side_by_side
+from demo.digits import BATCH_SIZE, training_parser
+from distributed_pyro import OBJECTIVES, build, noise_seed, print_side_by_side
 
 
 class LightningVAE(LightningModule):
@@ -139,18 +140,9 @@ def compare(options: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train; the exit status is 0."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--objective", choices=OBJECTIVES, default="mmd", help="default: mmd")
-    parser.add_argument("--epochs", type=integer(at_least=1), default=20, help="default: 20")
-    parser.add_argument("--seed", type=integer(at_least=0), default=0)
+    checkpoint = Path("outputs/lightning_module.ckpt")
+    parser = training_parser(__doc__, OBJECTIVES, checkpoint=checkpoint)
     parser.add_argument("--devices", type=integer(at_least=1), default=1, help="default: 1")
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        default=Path("outputs/lightning_module.ckpt"),
-        help="written by the first process after every epoch (default: %(default)s)",
-    )
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
     options = parser.parse_args(argv)
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch")
     for name in ("lightning.pytorch", "lightning.fabric"):

@@ -8,7 +8,6 @@ are those of one device, and need no argument more. From the repository's root, 
     python examples/sharded_numpyro.py --help
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 
@@ -19,9 +18,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpyro.infer.elbo import ELBO
 from numpyro.optim import Adam
 
-from demo.cli import Parser, integer
+from demo.cli import integer
 from demo.data import load
-from demo.with_numpyro.vae import VAE, MLPDecoder
+from demo.digits import BATCH_SIZE, LATENT_DIM, PIXELS, digits_setting, training_parser
+from demo.with_numpyro.training import build_vae
 from numpyro_backend import (
     SVI,
     ConcatCritic,
@@ -29,9 +29,6 @@ from numpyro_backend import (
     TraceInfoMax_ELBO,
     TraceMMD_ELBO,
 )
-
-PIXELS, LEVELS, LATENT_DIM = 64, 16, 2
-BATCH_SIZE = 128
 
 OBJECTIVES: dict[str, Callable[[], ELBO]] = {
     "mmd": lambda: TraceMMD_ELBO(lambd=100.0),
@@ -48,9 +45,9 @@ def train(objective: str, *, epochs: int, seed: int, devices: Sequence[jax.Devic
 
     data = load("digits", data_dir=None, seed=seed).train_images
     images = jax.device_put(jnp.asarray(data), everywhere)
-    decoder = MLPDecoder(PIXELS, LATENT_DIM)
-    vae = VAE(decoder, pixels=PIXELS, levels=LEVELS, latent_dim=LATENT_DIM)
-    svi = SVI(vae.model, vae.guide, Adam(1e-3), loss=OBJECTIVES[objective]())
+    setting = digits_setting(seed)
+    vae = build_vae(setting)
+    svi = SVI(vae.model, vae.guide, Adam(setting.learning_rate), loss=OBJECTIVES[objective]())
     state = jax.device_put(svi.init(jax.random.key(seed), images, jnp.arange(2)), everywhere)
     size = BATCH_SIZE // len(devices) * len(devices)
     # Without out_shardings the compiler may spread parameters, which the next step does not expect.
@@ -72,10 +69,7 @@ def train(objective: str, *, epochs: int, seed: int, devices: Sequence[jax.Devic
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train on one device and on all; the exit status is 0."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--objective", choices=OBJECTIVES, default="mmd", help="default: mmd")
-    parser.add_argument("--epochs", type=integer(at_least=1), default=20, help="default: 20")
-    parser.add_argument("--seed", type=integer(at_least=0), default=0)
+    parser = training_parser(__doc__, OBJECTIVES)
     parser.add_argument(
         "--simulate-devices",
         type=integer(at_least=1),

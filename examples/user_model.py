@@ -10,13 +10,12 @@ From the repository's root, after `pip install -e .[demo]`:
     python examples/user_model.py --help
 """
 
-import argparse
-import csv
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import torch
@@ -165,7 +164,7 @@ def answer(name: str, data: Counts, effect: Tensor, *, steps: int, quiet: bool) 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train under every objective; the exit status is 0."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--steps", type=integer(at_least=1), default=1500, help="default: 1500")
     parser.add_argument("--seed", type=integer(at_least=0), default=0, help="of the data")
     parser.add_argument("--out", type=Path, default=Path("outputs"), help="default: outputs")
@@ -182,10 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     Console().print(table(answers))
     path = options.out / "user_model.csv"
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Answer)])
-        writer.writeheader()
-        writer.writerows(vars(found) for found in answers)
+    pd.DataFrame(answers).to_csv(path, index=False)
     print(f"Saved {path}")
     return 0
 

@@ -1,9 +1,12 @@
 """What the demo asks of Pyro or NumPyro, in plain arrays: it works alike with either."""
 
 import importlib
-from collections.abc import Callable, Sequence
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +26,11 @@ class Setting:
         levels: The greatest count a pixel can have.
         latent_dim: Number of dimensions of the code.
         autoregressive: Whether the decoder sees the pixels before the one it predicts.
-        learning_rate: Adam's.
+        learning_rate: The optimiser's.
         seed: Fixes initial weights and noise.
         device: Where model and guide live, or None for the backend's default.
+        optimiser: `adam` or, where steps are captured, `adamax`.
+        compiled: Whether Pyro's steps are captured and replayed; JAX compiles its own anyway.
     """
 
     pixels: int
@@ -35,65 +40,66 @@ class Setting:
     learning_rate: float
     seed: int
     device: str | None
+    optimiser: str = "adam"
+    compiled: bool = False
 
 
-class Evidence(Protocol):
-    """The part of a backend's evidence estimate that the demo reads."""
+class Training(ABC):
+    """A model, a guide and an objective that trains them. Images are of shape (n, pixels).
 
-    log_evidence: Any
-    pareto_k: Any
+    Attributes:
+        objective: The loss that is descended.
+        images: All training images, as the backend has them.
+    """
 
-
-class Training(Protocol):
-    """A model, a guide and an objective that trains them. Images are of shape (n, pixels)."""
+    objective: Any
+    images: Any
 
     def epoch(self, minibatches: Sequence[np.ndarray]) -> float:
         """Take a step per minibatch of rows; the loss in nats, averaged over the rows."""
+        loss = sum(self.step(self.images, rows) * len(rows) for rows in minibatches)
+        return float(loss) / len(self.images)
 
-    def posterior(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Means and scales of q(z|x), of shape (n, latent_dim) each."""
-
-    def logits(self, z: np.ndarray, images: np.ndarray) -> np.ndarray:
-        """Logits of p(x|z), of shape (n, pixels); an autoregressive decoder sees the images."""
-
-    def loss(self, images: np.ndarray) -> float:
-        """The objective's own loss in nats, summed over the images."""
-
-    def log_evidence(self, images: np.ndarray, *, num_samples: int) -> Evidence:
-        """Estimates of log p(x), from the guide after its flow where it has one."""
+    def log_evidence(self, images: np.ndarray, *, num_samples: int, after_flow: bool = True) -> Any:
+        """Estimates of log p(x), from the guide, after its flow where it has one."""
+        flow = getattr(self.objective, "base", self.objective)
+        refines = after_flow and hasattr(flow, "refine")
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # the table says it
+            return self.ask(
+                "log_evidence", images, num_samples=num_samples, elbo=flow if refines else None
+            )
 
     def information(self, images: np.ndarray) -> float:
         """The mutual information of these images and their codes, in nats."""
+        return float(self.ask("aggregated_posterior", images).mutual_information)
 
+    @abstractmethod
+    def ask(self, question: str, images: np.ndarray, **options: Any) -> Any:
+        """What a function of the backend's `diagnostics` says of model and guide."""
+
+    @abstractmethod
+    def step(self, images: Any, rows: np.ndarray) -> Any:
+        """Take a step on rows of some images; the loss in nats, of all of these images."""
+
+    @abstractmethod
+    def posterior(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Means and scales of q(z|x), of shape (n, latent_dim) each."""
+
+    @abstractmethod
+    def logits(self, z: np.ndarray, images: np.ndarray) -> np.ndarray:
+        """Logits of p(x|z), of shape (n, pixels); an autoregressive decoder sees the images."""
+
+    @abstractmethod
+    def loss(self, images: np.ndarray) -> float:
+        """The objective's own loss in nats, summed over the images."""
+
+    @abstractmethod
     def mmd_squared(self, x: np.ndarray, y: np.ndarray) -> float:
         """The unbiased MMD² of two samples, of shape (n, latent_dim) and (m, latent_dim)."""
 
 
-class Backend(Protocol):
-    """A package with the names of the objectives and of what they need, and a training."""
-
-    TraceMeanField_ELBO: Any
-    TraceMMD_ELBO: Any
-    TraceInfoMax_ELBO: Any
-    TraceHamiltonian_ELBO: Any
-    ConcatCritic: Any
-
-    def start(self, objective: Callable[[], Any], images: np.ndarray, setting: Setting) -> Training:
-        """A training that has taken no step yet."""
-
-    def check_device(self, name: str | None) -> None:
-        """Refuse a device that cannot be used.
-
-        Raises:
-            BackendError: saying why.
-        """
-
-    def versions(self) -> dict[str, str]:
-        """The versions of the packages it is made of."""
-
-
-def load(name: str) -> Backend:
-    """Import a backend.
+def load(name: str) -> ModuleType:
+    """Import a backend: the objectives and what they need, `start`, `check_device`, `versions`.
 
     Args:
         name: One of `NAMES`.

@@ -14,7 +14,7 @@ EPOCHS_TO_COLLAPSE = 60
 def build_parser(objectives: Collection[str], *, description: str | None) -> Parser:
     """Declare the options."""
     default_epochs = ", ".join(f"{epochs} for {name}" for name, epochs in EPOCHS.items())
-    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=description)
     parser.add_argument(
         "--backend", choices=backend.NAMES, default="pyro", help="pyro (default) or numpyro"
     )

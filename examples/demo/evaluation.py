@@ -84,20 +84,37 @@ def evaluate(training: Training, data: ImageData) -> Scores:
         training: Holds the trained model and guide.
         data: The images.
     """
-    images, labels = data.test_images[:MAX_IMAGES], data.test_labels[:MAX_IMAGES]
-    evidence = training.log_evidence(images, num_samples=IMPORTANCE_SAMPLES)
-    means, _ = training.posterior(images)
-    classifier = KNeighborsClassifier(NEIGHBOURS)
-    classifier.fit(codes(training, data.train_images), data.train_labels)
+    images = data.test_images[:MAX_IMAGES]
     return Scores(
         **vars(fit(training, images, levels=data.levels)),
         loss=float(np.mean([training.loss(images) for _ in range(LOSS_DRAWS)])) / len(images),
-        log_prob=float(np.mean(np.asarray(evidence.log_evidence))),
-        unreliable=float(np.mean(np.asarray(evidence.pareto_k) > RELIABLE_PARETO_K)),
-        active_units=int((means.var(0, ddof=1) > ACTIVE).sum()),
+        **evidence(training, images),
+        active_units=active_units(training, images),
         information=training.information(images),
-        knn_accuracy=float(classifier.score(codes(training, images), labels)),
+        knn_accuracy=knn_accuracy(training, data),
     )
+
+
+def evidence(training: Training, images: np.ndarray) -> dict[str, float]:
+    """The measures of `Scores` that are estimates of log p(x): `log_prob` and `unreliable`."""
+    found = training.log_evidence(images, num_samples=IMPORTANCE_SAMPLES)
+    return {
+        "log_prob": float(np.mean(np.asarray(found.log_evidence))),
+        "unreliable": float(np.mean(np.asarray(found.pareto_k) > RELIABLE_PARETO_K)),
+    }
+
+
+def active_units(training: Training, images: np.ndarray) -> int:
+    """Dimensions of the code whose posterior mean varies over the images."""
+    return int((training.posterior(images)[0].var(0, ddof=1) > ACTIVE).sum())
+
+
+def knn_accuracy(training: Training, data: ImageData) -> float:
+    """Of a nearest-neighbour classifier on codes of at most `MAX_IMAGES` held-out images."""
+    images, labels = data.test_images[:MAX_IMAGES], data.test_labels[:MAX_IMAGES]
+    classifier = KNeighborsClassifier(NEIGHBOURS)
+    classifier.fit(codes(training, data.train_images), data.train_labels)
+    return float(classifier.score(codes(training, images), labels))
 
 
 def codes(training: Training, images: np.ndarray) -> np.ndarray:

@@ -67,7 +67,7 @@ def code_space(results: Sequence[Result], axes_names: tuple[str, str], plane: st
         for label, colour in enumerate(CLASS_COLOURS):
             x, y = codes[labels == label].T
             panel.scatter(x, y, s=16, color=colour, alpha=0.85, linewidths=0, label=label)
-        _draw_prior(panel, colour="0.5")
+        draw_prior(panel, colour="0.5")
         outside = np.mean(np.linalg.norm(codes, axis=-1) > _radius(PRIOR_MASSES[-1]))
         panel.set(title=f"{result.objective}  ({outside:.1%} outside the last circle)")
         _label_axes(panel, axes_names, limit=limit)
@@ -90,7 +90,7 @@ def prior_samples(results: Sequence[Result]) -> Figure:
     """Images decoded from draws of the prior, the same draws for every objective."""
     figure, panels = _panels(results)
     for panel, result in zip(panels, results, strict=True):
-        panel.imshow(_tile(result.pictures.samples), cmap=INK, vmin=0, vmax=1)
+        panel.imshow(tile(result.pictures.samples), cmap=INK, vmin=0, vmax=1)
         panel.set(title=result.objective, xticks=[], yticks=[])
         panel.spines[:].set_visible(True)
     figure.suptitle("Images drawn from the prior (the same z for every objective)")
@@ -105,8 +105,8 @@ def manifold(results: Sequence[Result], axes_names: tuple[str, str], plane: str)
         # Every image is centred on its code.
         limit = GRID_LIMIT * (1 + 1 / (len(images) - 1))
         extent = (-limit, limit, -limit, limit)
-        panel.imshow(_tile(images), cmap=INK, vmin=0, vmax=1, extent=extent)
-        _draw_prior(panel, colour="tab:orange")
+        panel.imshow(tile(images), cmap=INK, vmin=0, vmax=1, extent=extent)
+        draw_prior(panel, colour="tab:orange")
         panel.set(title=result.objective)
         _label_axes(panel, axes_names, limit=limit)
     figure.suptitle(f"A grid over code space{plane}, decoded\n{PRIOR_NOTE}")
@@ -149,7 +149,8 @@ def _panels(results: Sequence[Result]) -> tuple[Figure, list[Axes]]:
     return figure, panels[: len(results)]
 
 
-def _draw_prior(panel: Axes, *, colour: str) -> None:
+def draw_prior(panel: Axes, *, colour: str) -> None:
+    """Circles that hold the shares `PRIOR_MASSES` of a standard normal."""
     for mass in PRIOR_MASSES:
         circle = Circle((0, 0), _radius(mass), fill=False, color=colour, lw=0.9, ls="--")
         panel.add_patch(circle)
@@ -165,7 +166,7 @@ def _label_axes(panel: Axes, names: tuple[str, str], *, limit: float) -> None:
     panel.set(xlabel=names[0], ylabel=names[1])
 
 
-def _tile(images: np.ndarray) -> np.ndarray:
+def tile(images: np.ndarray) -> np.ndarray:
     """Join images of shape (rows, columns, height, width) into one, with a gap between them."""
     gap = images.shape[-1] // 8
     padded = np.pad(images, ((0, 0), (0, 0), (gap, gap), (gap, gap)))

@@ -1,16 +1,16 @@
 """The table made of the results: in the terminal, and as CSV."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
+import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from demo.evaluation import ACTIVE, IMPORTANCE_SAMPLES, NEIGHBOURS
-from demo.results import CURVES_COLUMNS, TABLE_COLUMNS, Result, Row, by_objective
+from demo.results import Result, by_objective
 
 MEASURES = {
     "loss": ("loss", "{:.2f}"),
@@ -83,15 +83,15 @@ def _spread(values: Sequence[float], form: str) -> str:
 
 
 def write_tables(results: Sequence[Result], folder: Path) -> list[Path]:
-    """Save the table and the curves as CSV, a row per training or epoch, and return where."""
-    paths = [folder / "table.csv", folder / "curves.csv"]
-    _write_csv(paths[0], TABLE_COLUMNS, [result.row for result in results])
-    _write_csv(paths[1], CURVES_COLUMNS, [row for result in results for row in result.curves])
-    return paths
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    """Save as CSV, and return where: a row per training, per measure, and per epoch."""
+    names = list(by_objective(results))
+    frames = {
+        "table.csv": pd.DataFrame([result.row for result in results])[
+            ["objective", "seed", *MEASURES]
+        ],
+        "summary.csv": pd.DataFrame(summary(results), columns=["", *names]),
+        "curves.csv": pd.DataFrame([row for result in results for row in result.curves]),
+    }
+    for name, frame in frames.items():
+        frame.to_csv(folder / name, index=False)
+    return [folder / name for name in frames]

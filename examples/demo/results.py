@@ -14,30 +14,6 @@ from demo.pictures import Pictures
 
 Row = dict[str, str | float]
 
-TABLE_COLUMNS = (
-    "objective",
-    "seed",
-    "loss",
-    "reconstruction",
-    "log_prob",
-    "unreliable",
-    "kl",
-    "mmd_squared",
-    "active_units",
-    "information",
-    "knn_accuracy",
-    "seconds_per_epoch",
-)
-CURVES_COLUMNS = (
-    "objective",
-    "seed",
-    "epoch",
-    "training_loss",
-    "reconstruction",
-    "kl",
-    "mmd_squared",
-)
-
 
 @dataclass(frozen=True)
 class Epoch:
@@ -74,7 +50,7 @@ class Result:
 
     @property
     def row(self) -> Row:
-        """The row of `TABLE_COLUMNS`."""
+        """What the table says of it."""
         return {
             "objective": self.objective,
             "seed": self.seed,
@@ -84,7 +60,7 @@ class Result:
 
     @property
     def curves(self) -> list[Row]:
-        """The rows of `CURVES_COLUMNS`."""
+        """What the curves say of each epoch."""
         return [
             {
                 "objective": self.objective,

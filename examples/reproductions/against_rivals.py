@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from functools import partial
 
 from reproduction.options import parse
-from reproduction.page import write_page
+from reproduction.results import Results
 from reproduction.runs import measure_all
-from rival_objectives import autoencoders, figures, page, posteriors, tables
+from rival_objectives import autoencoders, figures, posteriors, tables
 from rival_objectives.measures import (
+    NEEDS,
     Plan,
     autoencoder_settings,
     measure_autoencoder,
@@ -48,7 +49,7 @@ FULL = Plan(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train everything, and write the page."""
+    """Train everything, and write tables and figures."""
     options = parse(NAME, __doc__, argv)
     if options.device != "cpu":
         sys.exit(f"{NAME}.py: error: argument --device: Expected cpu; got {options.device}")
@@ -66,61 +67,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         measure_all(measure, some, options)
         for measure, some in zip(measures, settings, strict=True)
     )
+    results = Results(NAME, options, ["numpyro", "pyro-ppl", "pythae"])
     of_posteriors = tables.posteriors(tables.posterior_runs(fits, chain))
-    of_autoencoders = tables.autoencoders(trainings)
-    path = write_page(
-        NAME,
-        options,
-        title="Against rivals",
-        reported=page.REPORTED,
-        found=page.found(of_posteriors, of_autoencoders, missing()),
-        reasons=page.reasons(plan),
-        tables={
-            "posteriors": (of_posteriors, SHOWN_OF_POSTERIORS),
-            "autoencoders": (of_autoencoders, SHOWN_OF_AUTOENCODERS),
-        },
-        figures={
-            "posteriors": (
-                figures.posteriors(of_posteriors),
-                "Bound, and errors of posterior moments, by the number of leapfrog steps; the "
-                "dotted line is the log evidence.",
-            ),
-            "autoencoders": (
-                figures.autoencoders(of_autoencoders),
-                "Digits under objectives with an MMD; steps are timed against `TraceMMD_ELBO` "
-                "with α = 0.",
-            ),
-        },
-        also_used=("numpyro", "pyro-ppl", "pythae"),
-    )
-    print(path)
+    found = results.table("posteriors", of_posteriors)
+    results.figure("posteriors", figures.posteriors(found))
+    found = results.table("autoencoders", tables.autoencoders(trainings))
+    results.figure("autoencoders", figures.autoencoders(found))
+    for rival in missing():
+        print(f"{rival} is left out: {NEEDS[rival]} is not installed")
+    print(f"Saved {results.folder}")
     return 0
 
-
-SHOWN_OF_POSTERIORS = {
-    "problem": "",
-    "num_steps": "d",
-    "method": "",
-    "bound": ".2f",
-    "bound_sd": ".2f",
-    "evidence": ".2f",
-    "effective": ".1f",
-    "mean_error": ".2f",
-    "sd_error": ".2f",
-    "step_ms": ".2f",
-}
-SHOWN_OF_AUTOENCODERS = {
-    "alpha": "g",
-    "method": "",
-    "log_evidence": ".2f",
-    "log_evidence_sd": ".2f",
-    "effective": ".1f",
-    "mmd_squared": ".4f",
-    "mmd_squared_sd": ".4f",
-    "reconstruction": ".2f",
-    "step_ms": ".2f",
-    "ratio": ".2f",
-}
 
 if __name__ == "__main__":
     sys.exit(main())

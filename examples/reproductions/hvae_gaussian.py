@@ -5,7 +5,7 @@ From the repository's root, after `pip install -e .[demo,numpyro]`:
     python examples/reproductions/hvae_gaussian.py --quick
     python examples/reproductions/hvae_gaussian.py --check --backend numpyro
 
-What the paper reports and what is found are written to `README.md` in the folder `--out`.
+Table and figure are written to the folder `--out`.
 """
 
 import sys
@@ -15,35 +15,15 @@ from functools import partial
 from hvae_gaussian_parts.figures import errors_and_gaps
 from hvae_gaussian_parts.measure import measure, tabulate
 from hvae_gaussian_parts.methods import METHODS
-from hvae_gaussian_parts.texts import REASONS, REPORTED, found
 from reproduction.options import parse
-from reproduction.page import write_page
+from reproduction.results import Results
 from reproduction.runs import measure_all
 
 NAME = "hvae_gaussian"
-CAPTION = (
-    "Left: squared error of the parameters by dimension, with that of the maximum of the evidence. "
-    "Middle: by budget in the highest dimension. Right: how far the bounds are below the evidence. "
-    "Bars are standard deviations over the data sets."
-)
-COLUMNS = {
-    "dim": "d",
-    "method": "",
-    "gradients": ",d",
-    "steps": ",d",
-    "error": ".2f",
-    "error_sd": ".2f",
-    "error_of_mle": ".2f",
-    "distance_to_mle": ".2f",
-    "shortfall": ".1f",
-    "gap": ".1f",
-    "least_gap": ".1f",
-    "temperature": ".1f",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train every method in every dimension, and write the page."""
+    """Train every method in every dimension, and write table and figure."""
     options = parse(NAME, __doc__, argv)
     size = options.pick(check=500, quick=10_000, full=10_000)
     run = partial(
@@ -62,18 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         check=(2,), quick=(1, 11, 101), full=(1, 2, 3, 5, 11, 25, 51, 101, 201, 301)
     )
     settings = [{"dim": dim, "method": method} for dim in dims for method in METHODS]
-    table = tabulate(measure_all(run, settings, options), size)
-    page = write_page(
-        NAME,
-        options,
-        title="HVAE on a Gaussian model: what the error and the bound are made of",
-        reported=REPORTED,
-        found=found(table),
-        reasons=REASONS,
-        tables={"table": (table, COLUMNS)},
-        figures={"errors_and_gaps": (errors_and_gaps(table), CAPTION)},
-    )
-    print(f"Saved {page}")
+    results = Results(NAME, options)
+    table = results.table("table", tabulate(measure_all(run, settings, options), size))
+    results.figure("errors_and_gaps", errors_and_gaps(table))
+    print(f"Saved {results.folder}")
     return 0
 
 

@@ -13,26 +13,28 @@ from collections.abc import Sequence
 from itertools import product
 
 from info_vaes.images import DATA_DIR_HELP, DataError, folder, load_images
-from infomax_parts.measuring import DECODERS, measure
-from infomax_parts.page import write
+from infomax_parts.figures import sweep_figure
+from infomax_parts.measuring import DECODERS, MEASURES, measure
 from reproduction.options import Options, parse
+from reproduction.results import Results, mean_and_spread
 from reproduction.runs import Value, measure_all
+
+NAME = "infomax_vae"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train with a decoder that needs the code, and with one that does not; by alpha."""
-    options = parse(
-        "infomax_vae",
-        __doc__,
-        argv,
-        data_dir=DATA_DIR_HELP,
-    )
+    options = parse(NAME, __doc__, argv, data_dir=DATA_DIR_HELP)
     try:
         load_images(folder(options), seed=0)
     except DataError as error:
-        print(f"infomax_vae: error: {error}", file=sys.stderr)
+        print(f"{NAME}.py: error: {error}", file=sys.stderr)
         return 2
-    print(write(options, measure_all(measure, settings(options), options)))
+    results = Results(NAME, options, ["scikit-learn"])
+    runs = measure_all(measure, settings(options), options)
+    table = results.table("alphas", mean_and_spread(runs, ["decoder", "alpha"], MEASURES))
+    results.figure("alphas", sweep_figure(table))
+    print(f"Saved {results.folder}")
     return 0
 
 

@@ -17,35 +17,42 @@ import pandas as pd
 from joblib import Parallel, delayed
 
 from info_vaes.images import DATA_DIR_HELP, DataError, folder, load_images
+from infovae_parts.figures import codes_figure, sizes_figure, two_points_figure
 from infovae_parts.measuring import (
     PICTURES_OBJECTIVES,
+    SIZES,
     SIZES_OBJECTIVES,
+    TWO_POINTS,
     Pictures,
-    Source,
     measure_size,
     measure_two_points,
     picture,
 )
-from infovae_parts.page import write
 from infovae_parts.two_points import OBJECTIVES
 from reproduction.options import Options, parse
+from reproduction.results import Results, cell, mean_and_spread
 from reproduction.runs import Value, measure_all
+
+NAME = "infovae"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train on two points, on few and more images, and for pictures; the exit status is 0."""
-    options = parse(
-        "infovae",
-        __doc__,
-        argv,
-        data_dir=DATA_DIR_HELP,
-    )
+    options = parse(NAME, __doc__, argv, data_dir=DATA_DIR_HELP)
     try:
         check_images(options)
     except DataError as error:
-        print(f"infovae: error: {error}", file=sys.stderr)
+        print(f"{NAME}.py: error: {error}", file=sys.stderr)
         return 2
-    print(write(options, two_points(options), sizes(options), *pictures(options)))
+    results = Results(NAME, options, ["scikit-learn"])
+    points = mean_and_spread(two_points(options), ["objective", "step"], TWO_POINTS)
+    results.figure("two_points", two_points_figure(results.table("two_points", points)))
+    by_size = mean_and_spread(sizes(options), ["objective", "size"], SIZES)
+    results.figure("sizes", sizes_figure(results.table("sizes", by_size)))
+    taken, codes = pictures(options)
+    results.table("codes", codes.set_index("objective").map(cell))
+    results.figure(f"codes_{options.backend}", codes_figure(taken))
+    print(f"Saved {results.folder}")
     return 0
 
 
@@ -104,12 +111,14 @@ def training_sizes(options: Options) -> tuple[int, ...]:
 
 def pictures(options: Options) -> tuple[dict[str, Pictures], pd.DataFrame]:
     """The 2-D codes, which are not kept, and what they are worth."""
-    source = Source(options.backend, options.device, folder(options))
     every = tuple(PICTURES_OBJECTIVES)
     objectives = options.pick(check=every[-1:], quick=every, full=every)
     steps = options.pick(check=5, quick=2000, full=50_000)
     found: list[tuple[Pictures, dict[str, Value]]] = Parallel(n_jobs=options.jobs)(
-        delayed(picture)(source, objective, steps=steps, seed=0) for objective in objectives
+        delayed(picture)(
+            objective, **_where(options), data_dir=folder(options), steps=steps, seed=0
+        )
+        for objective in objectives
     )
     taken, measured = zip(*found, strict=True)
     return dict(zip(objectives, taken, strict=True)), pd.DataFrame(measured)

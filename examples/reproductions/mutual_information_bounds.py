@@ -12,15 +12,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
-import pandas as pd
-
-from information_stairs import figures, page
+from information_stairs import figures
 from information_stairs.errors import by_stair, errors, windows
-from information_stairs.problem import NEGATIVES, PAIRS, STAIRS, Climb, Plan
-from reproduction.options import Options, parse
-from reproduction.page import write_page
+from information_stairs.problem import NEGATIVES, PAIRS, Climb, Plan
+from reproduction.options import parse
+from reproduction.results import Results
 from reproduction.runs import Row, Value, measure_all
 
 NAME = "mutual_information_bounds"
@@ -41,14 +38,19 @@ CHECKED = [
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train every critic, and write the page."""
+    """Train every critic, and write tables and figures."""
     options = parse(NAME, __doc__, argv)
     plan = options.pick(check=CHECK, quick=QUICK, full=FULL)
     climbs = options.pick(check=CHECKED, quick=ALL, full=ALL)
     seeds = options.pick(check=1, quick=1, full=5)
     climb_once = partial(measure, backend=options.backend, device=options.device, plan=plan)
     settings = [{**asdict(climb), "seed": seed} for climb in climbs for seed in range(seeds)]
-    print(write(measure_all(climb_once, settings, options), plan, options))
+    frame = measure_all(climb_once, settings, options)
+    results = Results(NAME, options)
+    tables = {n: results.table(n, part) for n, part in by_stair(errors(frame)).items()}
+    results.figure("spreads", figures.spreads(tables))
+    results.figure(f"climbs_{options.backend}", figures.climbs(frame))
+    print(f"Saved {results.folder}")
     return 0
 
 
@@ -56,39 +58,6 @@ def measure(*, backend: str, device: str, plan: Plan, **climb: Value) -> Iterato
     """Climb once."""
     programs = importlib.import_module(f"information_stairs.with_{backend}")
     return windows(programs.estimates(Climb(**climb), plan, device))
-
-
-def write(frame: pd.DataFrame, plan: Plan, options: Options) -> Path:
-    """Tables, figures and page."""
-    table = errors(frame)
-    wide = by_stair(table)
-    shown = {"pairs": "", "critic": "", "bound": ""}
-    shown |= {f"{error} {stair:g}": ".2f" for error in ("bias", "sd") for stair in STAIRS}
-    return write_page(
-        NAME,
-        options,
-        title="Bounds on mutual information",
-        reported=page.REPORTED,
-        found=page.found(table),
-        reasons=page.reasons(plan),
-        tables={
-            negatives: (wide[wide["negatives"] == negatives], shown)
-            for negatives in ("all", "shift")
-        },
-        figures={
-            "climbs": (
-                figures.climbs(frame),
-                "Estimates of critics trained on through the stairs, with all other rows as "
-                "negatives: the mean and the central half of the estimates, by twentieths of a "
-                "stair. The lower panels are of cubed pairs.",
-            ),
-            "spreads": (
-                figures.spreads(table),
-                "Bias and standard deviation of a minibatch's estimate, with the best critic of "
-                "each bound, and with trained ones.",
-            ),
-        },
-    )
 
 
 if __name__ == "__main__":

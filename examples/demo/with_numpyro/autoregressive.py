@@ -38,13 +38,13 @@ class AutoregressiveDecoder:
         code = init_linear(code_key, self.latent_dim, self.hidden)
         return {**params, "code": CODE_SCALE * code["kernel"]}
 
-    def apply(self, params: Params, z: Array, images: Array) -> Array:
+    def apply(self, params: Params, inputs: Array, images: Array | None = None) -> Array:
         """Score images of shape (*batch, pixels) under codes of shape (*batch, latent_dim)."""
         layers = {
             name: {**params[name], "kernel": mask * params[name]["kernel"]}
             for name, mask in self._masks().items()
         }
-        hidden = jax.nn.silu(linear(layers["first"], images) + z @ params["code"])
+        hidden = jax.nn.silu(linear(layers["first"], images) + inputs @ params["code"])
         hidden = jax.nn.silu(linear(layers["second"], hidden))
         return linear(layers["third"], hidden) + linear(layers["direct"], images)
 

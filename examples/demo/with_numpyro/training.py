@@ -1,7 +1,6 @@
 """Training and measuring with NumPyro: its SVI, whatever the objective."""
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,61 +8,74 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.example_libraries.optimizers import adamax
 from numpyro.infer.elbo import ELBO
-from numpyro.optim import Adam
+from numpyro.optim import Adam, _NumPyroOptim
 
+from demo import backend
 from demo.backend import Setting
 from demo.with_numpyro.autoregressive import AutoregressiveDecoder
-from demo.with_numpyro.vae import VAE, MLPDecoder
-from numpyro_backend import SVI, TraceHamiltonian_ELBO
-from numpyro_backend.diagnostics import Evidence, aggregated_posterior, log_evidence
+from demo.with_numpyro.vae import MLP, VAE
+from numpyro_backend import SVI, diagnostics
 from numpyro_backend.kernels import RBF
 from numpyro_backend.mmd import mmd_squared
 
+HIDDEN = 128
+# NumPyro wraps the other optimisers of JAX in this way.
+OPTIMISERS = {"adam": Adam, "adamax": partial(_NumPyroOptim, adamax)}
 
-def start(objective: Callable[[], ELBO], images: np.ndarray, setting: Setting) -> "Training":
+
+def start(
+    objective: Callable[[], ELBO],
+    images: np.ndarray,
+    setting: Setting,
+    build: Callable[[Setting], VAE] | None = None,
+) -> "Training":
     """A training that has taken no step yet; weights start as under any other objective."""
-    decoder = AutoregressiveDecoder if setting.autoregressive else MLPDecoder
-    vae = VAE(
-        decoder(setting.pixels, setting.latent_dim),
-        pixels=setting.pixels,
-        levels=setting.levels,
-        latent_dim=setting.latent_dim,
-    )
+    vae = (build or build_vae)(setting)
     return Training(vae, objective(), jnp.asarray(images), setting)
 
 
-class Training:
+def build_vae(setting: Setting, kind: type[VAE] = VAE) -> VAE:
+    """The model and the guide."""
+    decoder = (
+        AutoregressiveDecoder(setting.pixels, setting.latent_dim)
+        if setting.autoregressive
+        else MLP((setting.latent_dim, HIDDEN, HIDDEN, setting.pixels))
+    )
+    encoder = MLP((setting.pixels, HIDDEN, HIDDEN, 2 * setting.latent_dim))
+    return kind(encoder, decoder, levels=setting.levels, latent_dim=setting.latent_dim)
+
+
+class Training(backend.Training):
     """A model, a guide and an objective.
 
     Args:
         vae: Holds model and guide.
         objective: The loss that `SVI` descends.
         images: All training images, of shape (n, pixels).
-        setting: The learning rate and the seed.
+        setting: The optimiser and the seed.
     """
 
     def __init__(self, vae: VAE, objective: ELBO, images: Array, setting: Setting) -> None:
         self.vae = vae
         self.objective = objective
         self.images = images
-        self.svi = SVI(vae.model, vae.guide, Adam(setting.learning_rate), loss=objective)
+        optimiser = OPTIMISERS[setting.optimiser](setting.learning_rate)
+        self.svi = SVI(vae.model, vae.guide, optimiser, loss=objective)
         self.key, init_key = jax.random.split(jax.random.key(setting.seed))
         self.state = self.svi.init(init_key, images, jnp.arange(2))
-        self._update = jax.jit(self.svi.update)
+        self._update = jax.jit(self.svi.stable_update)
 
     @property
     def params(self) -> dict[str, Any]:
         """What has been learned so far."""
         return self.svi.get_params(self.state)
 
-    def epoch(self, minibatches: Sequence[np.ndarray]) -> float:
-        """Take a step per minibatch; the loss averaged over the rows."""
-        loss = jnp.zeros(())
-        for rows in minibatches:
-            self.state, step = self._update(self.state, self.images, jnp.asarray(rows))
-            loss += step * len(rows)
-        return float(loss) / len(self.images)
+    def step(self, images: np.ndarray | Array, rows: np.ndarray) -> Array:
+        """Take a step on rows of some images; the loss in nats, of all of these images."""
+        self.state, loss = self._update(self.state, jnp.asarray(images), jnp.asarray(rows))
+        return loss
 
     def posterior(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Means and scales of q(z|x)."""
@@ -77,26 +89,10 @@ class Training:
         """The objective's own loss."""
         return float(self._loss(self._next_key(), self.params, *_all(images)))
 
-    def log_evidence(self, images: np.ndarray, *, num_samples: int) -> Evidence:
-        """Estimates of log p(x)."""
-        flow = getattr(self.objective, "base", self.objective)
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # the table says it
-            return log_evidence(
-                self._next_key(),
-                self.params,
-                self.vae.model,
-                self.vae.guide,
-                *_all(images),
-                num_samples=num_samples,
-                elbo=flow if isinstance(flow, TraceHamiltonian_ELBO) else None,
-            )
-
-    def information(self, images: np.ndarray) -> float:
-        """The mutual information of these images and their codes."""
-        codes = aggregated_posterior(
-            self._next_key(), self.params, self.vae.model, self.vae.guide, *_all(images)
-        )
-        return float(codes.mutual_information)
+    def ask(self, question: str, images: np.ndarray, **options: Any) -> Any:
+        """What a function of `diagnostics` says of model and guide."""
+        learned = self._next_key(), self.params, self.vae.model, self.vae.guide
+        return getattr(diagnostics, question)(*learned, *_all(images), **options)
 
     def mmd_squared(self, x: np.ndarray, y: np.ndarray) -> float:
         """The MMD² of two samples."""
@@ -108,8 +104,8 @@ class Training:
 
     @partial(jax.jit, static_argnums=0)
     def _posterior(self, encoder: Any, images: Array) -> tuple[Array, Array]:
-        normal = self.vae.posterior(encoder, images).base_dist
-        return normal.loc, normal.scale
+        posterior = self.vae.posterior(encoder, images)
+        return posterior.mean, jnp.sqrt(posterior.variance)
 
     @partial(jax.jit, static_argnums=0)
     def _logits(self, decoder: Any, z: Array, images: Array) -> Array:

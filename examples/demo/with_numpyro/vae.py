@@ -14,14 +14,14 @@ from numpyro import handlers
 Params = Any
 
 
-class Decoder(Protocol):
-    """Logits of shape (*batch, pixels) from codes and images, which it may ignore."""
+class Network(Protocol):
+    """A function with weights; a decoder scores codes, and may see the images too."""
 
     def init(self, rng_key: Array) -> Params:
         """Draw its weights."""
 
-    def apply(self, params: Params, z: Array, images: Array) -> Array:
-        """Score the pixels under codes of shape (*batch, latent_dim)."""
+    def apply(self, params: Params, inputs: Array, images: Array | None = None) -> Array:
+        """Apply it to arrays of shape (*batch, features)."""
 
 
 @dataclass(frozen=True)
@@ -32,22 +32,23 @@ class VAE:
     when `levels` is 1): a probability of the images themselves, in nats.
 
     Attributes:
+        encoder: A location and an unconstrained scale, side by side, of images with values from 0
+            to 1.
         decoder: Makes logits of codes.
-        pixels: Number of pixels of an image.
         levels: The greatest count a pixel can have.
         latent_dim: Number of dimensions of the code z.
-        hidden: Width of the two hidden layers of the encoder.
     """
 
-    decoder: Decoder
-    pixels: int
+    encoder: Network
+    decoder: Network
     levels: int
     latent_dim: int
-    hidden: int = 128
 
     def posterior(self, encoder: Params, images: Array) -> dist.Distribution:
         """q(z | x) for images of shape (*batch, pixels)."""
-        loc, unconstrained_scale = jnp.split(mlp(encoder, images / self.levels), 2, axis=-1)
+        loc, unconstrained_scale = jnp.split(
+            self.encoder.apply(encoder, images / self.levels), 2, axis=-1
+        )
         return dist.Normal(loc, jax.nn.softplus(unconstrained_scale) + 1e-4).to_event(1)
 
     # `images` is the whole data set and `rows` the minibatch: the plate scales the minibatch up, so
@@ -64,45 +65,40 @@ class VAE:
 
     def guide(self, images: Array, rows: Array) -> None:
         """Draw a code for every row, given its image."""
-        sizes = (self.pixels, self.hidden, self.hidden, 2 * self.latent_dim)
-        encoder = numpyro.param("encoder", lambda rng_key: init_mlp(rng_key, sizes))
+        encoder = numpyro.param("encoder", self.encoder.init)
         with minibatch("data", len(images), rows):
             numpyro.sample("z", self.posterior(encoder, images[rows]))
 
 
 @dataclass(frozen=True)
-class MLPDecoder:
-    """Logits of the pixels given the code alone.
+class MLP:
+    """Layers with SiLU in between.
 
     Attributes:
-        pixels: Number of pixels of an image.
-        latent_dim: Number of dimensions of the code.
-        hidden: Width of the two hidden layers.
+        sizes: The numbers of inputs, of hidden units and of outputs.
     """
 
-    pixels: int
-    latent_dim: int
-    hidden: int = 128
+    sizes: tuple[int, ...]
 
     def init(self, rng_key: Array) -> Params:
-        """Draw its weights."""
-        return init_mlp(rng_key, (self.latent_dim, self.hidden, self.hidden, self.pixels))
+        """Draw its weights as PyTorch draws them."""
+        keys = jax.random.split(rng_key, len(self.sizes) - 1)
+        sizes = pairwise(self.sizes)
+        return [init_linear(key, *size) for key, size in zip(keys, sizes, strict=True)]
 
-    def apply(self, params: Params, z: Array, images: Array) -> Array:
-        """Score the pixels under codes of shape (*batch, latent_dim)."""
-        return mlp(params, z)
+    def apply(self, params: Params, inputs: Array, images: Array | None = None) -> Array:
+        """Apply the layers to the inputs alone, which may be codes, or images."""
+        first, *rest = params
+        outputs = linear(first, inputs)
+        for layer in rest:
+            outputs = linear(layer, jax.nn.silu(outputs))
+        return outputs
 
 
 def minibatch(name: str, size: int, rows: Array) -> numpyro.plate:
     """A plate of which the given rows are seen."""
     with handlers.substitute(data={name: rows}):
         return numpyro.plate(name, size, len(rows))
-
-
-def init_mlp(rng_key: Array, sizes: tuple[int, ...]) -> Params:
-    """Weights of layers of the given sizes, drawn as PyTorch draws them."""
-    keys = jax.random.split(rng_key, len(sizes) - 1)
-    return [init_linear(key, *size) for key, size in zip(keys, pairwise(sizes), strict=True)]
 
 
 def init_linear(rng_key: Array, inputs: int, outputs: int) -> Params:
@@ -118,12 +114,3 @@ def init_linear(rng_key: Array, inputs: int, outputs: int) -> Params:
 def linear(params: Params, inputs: Array) -> Array:
     """Apply one layer."""
     return inputs @ params["kernel"] + params["bias"]
-
-
-def mlp(params: Params, inputs: Array) -> Array:
-    """Apply layers with SiLU in between."""
-    first, *rest = params
-    outputs = linear(first, inputs)
-    for layer in rest:
-        outputs = linear(layer, jax.nn.silu(outputs))
-    return outputs

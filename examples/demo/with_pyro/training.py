@@ -1,7 +1,8 @@
-"""Training and measuring with Pyro: stock SVI, whatever the objective."""
+"""Training and measuring with Pyro: SVI, whatever the objective."""
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pyro
@@ -11,60 +12,71 @@ from pyro.infer.elbo import ELBO
 from pyro.optim import Adam
 from torch import Tensor
 
+from demo import backend
 from demo.backend import Setting
 from demo.with_pyro.autoregressive import AutoregressiveDecoder
-from demo.with_pyro.vae import VAE, Decoder
-from pyro_infovae import TraceHamiltonian_ELBO
-from pyro_infovae.diagnostics import Evidence, aggregated_posterior, log_evidence
+from demo.with_pyro.vae import MLP, VAE
+from pyro_infovae import diagnostics
+from pyro_infovae.compile import CompiledSVI
 from pyro_infovae.kernels import RBF
 from pyro_infovae.mmd import mmd_squared
 
+HIDDEN = 128
+OPTIMISERS = {"adam": partial(torch.optim.Adam, fused=True), "adamax": torch.optim.Adamax}
 
-def start(objective: Callable[[], ELBO], images: np.ndarray, setting: Setting) -> "Training":
+
+def start(
+    objective: Callable[[], ELBO],
+    images: np.ndarray,
+    setting: Setting,
+    build: Callable[[Setting], VAE] | None = None,
+) -> "Training":
     """A training that has taken no step yet; weights start as under any other objective."""
     pyro.clear_param_store()
     pyro.set_rng_seed(setting.seed)
     with torch.device(setting.device or "cpu"):
-        vae = build_vae(setting)
+        vae = (build or build_vae)(setting)
         elbo = objective()
         pyro.set_rng_seed(setting.seed)
-        return Training(vae, elbo, torch.as_tensor(images), setting.learning_rate)
+        return Training(vae, elbo, torch.as_tensor(images), setting)
 
 
-def build_vae(setting: Setting) -> VAE:
+def build_vae(setting: Setting, kind: type[VAE] = VAE) -> VAE:
     """The model and the guide."""
-    decoder = AutoregressiveDecoder if setting.autoregressive else Decoder
-    return VAE(
-        decoder(pixels=setting.pixels, latent_dim=setting.latent_dim),
-        pixels=setting.pixels,
-        levels=setting.levels,
-        latent_dim=setting.latent_dim,
+    decoder = (
+        AutoregressiveDecoder(pixels=setting.pixels, latent_dim=setting.latent_dim)
+        if setting.autoregressive
+        else MLP(setting.latent_dim, HIDDEN, HIDDEN, setting.pixels)
     )
+    encoder = MLP(setting.pixels, HIDDEN, HIDDEN, 2 * setting.latent_dim)
+    return kind(encoder, decoder, levels=setting.levels, latent_dim=setting.latent_dim)
 
 
-class Training:
+class Training(backend.Training):
     """A model, a guide and an objective.
 
     Args:
         vae: Holds model and guide.
         objective: The loss that `SVI` descends.
         images: All training images, of shape (n, pixels).
-        learning_rate: Adam's.
+        setting: The optimiser, and whether steps are captured.
     """
 
-    def __init__(self, vae: VAE, objective: ELBO, images: Tensor, learning_rate: float) -> None:
+    def __init__(self, vae: VAE, objective: ELBO, images: Tensor, setting: Setting) -> None:
         self.vae = vae
         self.objective = objective
         self.device = next(vae.parameters()).device
         self.images = images.to(self.device)
-        self.svi = SVI(vae.model, vae.guide, Adam({"lr": learning_rate}), loss=objective)
+        if setting.compiled:
+            optim = partial(OPTIMISERS[setting.optimiser], lr=setting.learning_rate)
+            self.svi = CompiledSVI(vae.model, vae.guide, optim, loss=objective)
+        else:
+            adam = Adam({"lr": setting.learning_rate})
+            self.svi = SVI(vae.model, vae.guide, adam, loss=objective)
 
-    def epoch(self, minibatches: Sequence[np.ndarray]) -> float:
-        """Take a step per minibatch; the loss averaged over the rows."""
-        loss = 0.0
-        for rows in minibatches:
-            loss += self.svi.step(self.images, self._tensor(rows)) * len(rows)
-        return loss / len(self.images)
+    def step(self, images: np.ndarray | Tensor, rows: np.ndarray) -> float:
+        """Take a step on rows of some images; the loss in nats, of all of these images."""
+        return self.svi.step(self._tensor(images), self._tensor(rows))
 
     @torch.no_grad()
     def posterior(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -82,22 +94,10 @@ class Training:
         """The objective's own loss."""
         return self.objective.loss(self.vae.model, self.vae.guide, *self._all(images))
 
-    def log_evidence(self, images: np.ndarray, *, num_samples: int) -> Evidence:
-        """Estimates of log p(x)."""
-        flow = getattr(self.objective, "base", self.objective)
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # the table says it
-            return log_evidence(
-                self.vae.model,
-                self.vae.guide,
-                *self._all(images),
-                num_samples=num_samples,
-                elbo=flow if isinstance(flow, TraceHamiltonian_ELBO) else None,
-            )
-
-    def information(self, images: np.ndarray) -> float:
-        """The mutual information of these images and their codes."""
-        codes = aggregated_posterior(self.vae.model, self.vae.guide, *self._all(images))
-        return codes.mutual_information
+    def ask(self, question: str, images: np.ndarray, **options: Any) -> Any:
+        """What a function of `diagnostics` says of model and guide."""
+        answer = getattr(diagnostics, question)
+        return answer(self.vae.model, self.vae.guide, *self._all(images), **options)
 
     def mmd_squared(self, x: np.ndarray, y: np.ndarray) -> float:
         """The MMD² of two samples."""
@@ -106,5 +106,5 @@ class Training:
     def _all(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
         return self._tensor(images), torch.arange(len(images), device=self.device)
 
-    def _tensor(self, array: np.ndarray) -> Tensor:
+    def _tensor(self, array: np.ndarray | Tensor) -> Tensor:
         return torch.as_tensor(array, device=self.device)

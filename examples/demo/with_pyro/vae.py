@@ -1,5 +1,7 @@
 """The user's side: an ordinary Pyro model and guide, no wiser for the objective to come."""
 
+from itertools import pairwise
+
 import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
@@ -12,22 +14,22 @@ class VAE(nn.Module):
     when `levels` is 1): a probability of the images themselves, in nats.
 
     Args:
+        encoder: A location and an unconstrained scale, side by side, of images of shape
+            (*batch, pixels) with values from 0 to 1.
         decoder: Logits of shape (*batch, pixels) from codes of shape (*batch, latent_dim) and
             images, which it may ignore.
-        pixels: Number of pixels of an image.
         levels: The greatest count a pixel can have.
         latent_dim: Number of dimensions of the code z.
-        hidden: Width of the two hidden layers of the encoder.
     """
 
     def __init__(
-        self, decoder: nn.Module, *, pixels: int, levels: int, latent_dim: int, hidden: int = 128
+        self, encoder: nn.Module, decoder: nn.Module, *, levels: int, latent_dim: int
     ) -> None:
         super().__init__()
         self.levels = levels
         self.latent_dim = latent_dim
         self.decoder = decoder
-        self.encoder = mlp(pixels, hidden, 2 * latent_dim)
+        self.encoder = encoder
 
     def prior(self, like: Tensor) -> dist.Independent:
         """p(z): a standard normal, on the device and of the dtype of `like`."""
@@ -60,30 +62,17 @@ class VAE(nn.Module):
             pyro.sample("z", self.posterior(images[rows]))
 
 
-class Decoder(nn.Module):
-    """Logits of the pixels given the code alone.
+class MLP(nn.Sequential):
+    """Layers with SiLU in between.
 
     Args:
-        pixels: Number of pixels of an image.
-        latent_dim: Number of dimensions of the code.
-        hidden: Width of the two hidden layers.
+        sizes: The numbers of inputs, of hidden units and of outputs.
     """
 
-    def __init__(self, *, pixels: int, latent_dim: int, hidden: int = 128) -> None:
-        super().__init__()
-        self.layers = mlp(latent_dim, hidden, pixels)
+    def __init__(self, *sizes: int) -> None:
+        layers = (nn.Linear(*size) for size in pairwise(sizes))
+        super().__init__(*[part for layer in layers for part in (layer, nn.SiLU())][:-1])
 
-    def forward(self, z: Tensor, images: Tensor) -> Tensor:
-        """Score the pixels under codes of shape (*batch, latent_dim)."""
-        return self.layers(z)
-
-
-def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Two hidden layers."""
-    return nn.Sequential(
-        nn.Linear(inputs, hidden),
-        nn.SiLU(),
-        nn.Linear(hidden, hidden),
-        nn.SiLU(),
-        nn.Linear(hidden, outputs),
-    )
+    def forward(self, inputs: Tensor, images: Tensor | None = None) -> Tensor:
+        """Apply the layers to the inputs alone, which may be codes, or images."""
+        return super().forward(inputs)

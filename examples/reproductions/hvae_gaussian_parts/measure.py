@@ -1,6 +1,5 @@
 """What is measured of one method in one dimension, and the table of all."""
 
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -17,9 +16,18 @@ from hvae_gaussian_parts.problem import (
     maximum_likelihood,
     truth,
 )
-from reproduction.page import mean_and_spread
+from hvae_gaussian_parts.programs import fit
+from reproduction.results import cell, mean_and_spread
 
-MEASURES = ("error", "error_of_mle", "shortfall", "gap", "least_gap", "temperature")
+MEASURES = (
+    "error",
+    "error_of_mle",
+    "distance_to_mle",
+    "shortfall",
+    "gap",
+    "least_gap",
+    "temperature",
+)
 
 
 def measure(
@@ -52,8 +60,8 @@ def measure(
     plan = Plan(
         tuple(budget // chosen.gradients for budget in budgets), learning_rate, draws, seed=dim
     )
-    fit = importlib.import_module(f"hvae_gaussian_parts.with_{backend}").fit
-    for budget, found in zip(budgets, fit(chosen, data, plan, device), strict=True):
+    looks = fit(chosen, data, plan, backend=backend, device=device)
+    for budget, found in zip(budgets, looks, strict=True):
         columns = compare(found.parameters, found.bound, data, true)
         for i, seed in enumerate(seeds):
             yield {
@@ -92,7 +100,7 @@ def squared_distance(one: Parameters, other: Parameters) -> np.ndarray:
 
 def tabulate(runs: pd.DataFrame, size: int) -> pd.DataFrame:
     """Means and standard deviations over the data sets, beside the error to be expected of x̄."""
-    by, columns = ["dim", "method", "gradients", "steps"], [*MEASURES, "distance_to_mle"]
-    table = mean_and_spread(runs, by, columns).rename(columns={"seeds": "data_sets"})
-    expected = {dim: expected_shift_error(truth(dim), size=size) for dim in table["dim"].unique()}
-    return table.assign(expected_error=table["dim"].map(expected))
+    table = mean_and_spread(runs, ["dim", "method", "gradients", "steps"], MEASURES)
+    expected = [cell(expected_shift_error(truth(dim), size=size)) for dim, *_ in table.index]
+    table.insert(2, "expected_error", expected)
+    return table.rename(columns={"seeds": "data_sets"})

@@ -1,16 +1,20 @@
 """NLL against the VAE's, at equal gradients and at equal steps."""
 
-import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from hvae_images_parts.methods import VAE
+from reproduction.figures import by_backend
 
 
 def comparison(table: pd.DataFrame) -> Figure:
     """Left: NLL by optimisation steps; right: what is between bound and NLL."""
-    plt.switch_backend("agg")
-    figure, (by_steps, gaps) = plt.subplots(1, 2, figsize=(10.5, 3.8), layout="constrained")
+    return by_backend(table, _draw, panels=2, size=(10.5, 3.2))
+
+
+def _draw(panels: np.ndarray, table: pd.DataFrame) -> None:
+    by_steps, gaps = panels
     vae = table[table["method"] == VAE].sort_values("steps")
     final = table.drop_duplicates("method", keep="last")
     by_steps.errorbar(vae["steps"], vae["nll"], vae["nll_sd"], c="black", marker=".", label=VAE)
@@ -31,10 +35,6 @@ def comparison(table: pd.DataFrame) -> Figure:
     ticks = sorted(table["steps"].unique())
     by_steps.set_xticks(ticks, labels=[f"{tick:,}" for tick in ticks])
     by_steps.xaxis.minorticks_off()
-    by_steps.legend(frameon=False, fontsize="small")
     gaps.barh(final["method"], final["gap"], xerr=final["gap_sd"], color="lightgray")
     gaps.invert_yaxis()
     gaps.set(xlabel="nats", title="bound - NLL, at equal gradients")
-    for axes in (by_steps, gaps):
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure

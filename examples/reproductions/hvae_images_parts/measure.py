@@ -1,6 +1,5 @@
 """What is measured of one training, and the table of all."""
 
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -10,9 +9,10 @@ from scipy.special import logsumexp
 
 from hvae_images_parts.data import load
 from hvae_images_parts.methods import METHODS, VAE, Setting, Snapshot
-from reproduction.page import mean_and_spread
+from hvae_images_parts.training import train
+from reproduction.results import mean_and_spread
 
-MEASURES = ("bound", "nll", "nll_own", "nll_encoder", "gap", "step_size", "beta_0")
+MEASURES = ("nll", "nll_own", "nll_encoder", "bound", "gap", "step_size", "beta_0")
 
 
 def measure(
@@ -32,7 +32,6 @@ def measure(
         num_test=setting.num_test,
     )
     steps = checkpoints(method, setting.methods, setting.gradients)
-    train = importlib.import_module(f"hvae_images_parts.with_{setting.backend}").train
     for found in train(METHODS[method], loaded, setting, steps, seed):
         yield {
             "steps": found.steps,

@@ -60,6 +60,13 @@ class Net:
     hidden: int
     channels: tuple[int, ...] = ()
 
+    def sides(self, side: int) -> list[int]:
+        """Height of the maps, from an image's on: each convolution halves it."""
+        found = [side]
+        for _ in self.channels:
+            found.append((found[-1] + 1) // 2)
+        return found
+
 
 @dataclass(frozen=True)
 class Setting:

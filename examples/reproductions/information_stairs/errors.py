@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from information_stairs.problem import BATCH, STAIRS
+from reproduction.results import cell
 
 WINDOWS = 20
 SETTING = ["pairs", "negatives", "critic", "bound"]
@@ -44,8 +45,10 @@ def errors(frame: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def by_stair(table: pd.DataFrame) -> pd.DataFrame:
-    """A row per setting, with the columns `bias 2`, `bias 4`, ..., `sd 2`, ..., `rmse 2`, ..."""
+def by_stair(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """A table per kind of negatives, with the columns `bias 2`, `bias 4`, ..., `sd 2`, ..."""
     wide = table.pivot(index=SETTING, columns="information", values=ERRORS).sort_index()
     wide.columns = [f"{error} {information:g}" for error, information in wide.columns]
-    return wide.reset_index()
+    cells = wide.map(cell)
+    kinds = cells.index.unique("negatives")
+    return {negatives: cells.xs(negatives, level="negatives") for negatives in kinds}

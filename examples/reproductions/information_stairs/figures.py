@@ -1,5 +1,8 @@
 """The stairs as they were climbed, and the errors on each."""
 
+from collections.abc import Mapping
+from itertools import product
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,22 +12,18 @@ from matplotlib.figure import Figure
 
 from information_stairs.errors import CEILINGS, WINDOWS
 from information_stairs.problem import STAIRS
-
-mpl.use("agg")
+from reproduction.figures import STYLE, by_backend
 
 BOUNDS = ("nwj", "dv", "infonce", "js", "smile")
 CRITICS = {"joint": "tab:blue", "separable": "tab:orange"}
-STYLE = {
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "figure.constrained_layout.use": True,
-    "font.size": 9,
-}
+SPREADS = ("exact", "joint", "separable")
+NEGATIVES = {"all": "-", "shift": ":"}
 
 
 def climbs(frame: pd.DataFrame) -> Figure:
     """A panel per bound and kind of pairs, with all other rows as negatives."""
     frame = frame[(frame["negatives"] == "all") & frame["critic"].isin(CRITICS)]
+    plt.switch_backend("agg")
     kinds = [kind for kind in ("normal", "cubic") if kind in set(frame["pairs"])]
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
@@ -48,37 +47,32 @@ def climbs(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def spreads(table: pd.DataFrame) -> Figure:
-    """Bias and standard deviation by stair, where the pairs are normal."""
-    table = table[table["pairs"] == "normal"]
-    critics = ("exact", "joint", "separable")
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(2, len(critics), figsize=(9, 4.6), sharex=True, sharey="row")
-        for column, critic in zip(axes.T, critics, strict=True):
-            column[0].set_title(f"{critic} critic")
-            column[0].axhline(0, color="grey", lw=0.8)
-            column[0].set_ylim(-10, 4)
-            column[1].set_yscale("log")
-            column[1].set_xlabel("I(x; z), nats")
-            column[1].set_xticks(STAIRS)
-            for colour, bound in zip(mpl.color_sequences["tab10"], BOUNDS, strict=False):
-                for negatives, style in (("all", "-"), ("shift", ":")):
-                    chosen = table[
-                        (table["critic"] == critic)
-                        & (table["bound"] == bound)
-                        & (table["negatives"] == negatives)
-                    ]
-                    if chosen.empty:
-                        continue
-                    label = f"{bound}, {negatives}"
-                    for ax, error in zip(column, ("bias", "sd"), strict=True):
-                        information, values = chosen["information"], chosen[error]
-                        ax.plot(information, values, style, color=colour, label=label)
-        axes[0, 0].set_ylabel("bias, nats")
-        axes[1, 0].set_ylabel("standard deviation, nats")
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, ncols=5, loc="outside lower center", frameon=False)
-    return figure
+def spreads(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Bias and standard deviation by stair, where the pairs are normal.
+
+    Args:
+        tables: Of `by_stair`, by the kind of negatives.
+    """
+    table = pd.concat({n: table[table["pairs"] == "normal"] for n, table in tables.items()})
+    panels = 2 * len(SPREADS)
+    return by_backend(table, _draw_spreads, panels=panels, size=(11, 2.8), sharex=True)
+
+
+def _draw_spreads(panels: np.ndarray, table: pd.DataFrame) -> None:
+    for panel, (error, critic) in zip(panels, product(("bias", "sd"), SPREADS), strict=True):
+        chosen = table[table["critic"] == critic]
+        columns = [f"{error} {information:g}" for information in STAIRS]
+        for (negatives, _), row in chosen.iterrows():
+            colour = mpl.color_sequences["tab10"][BOUNDS.index(row["bound"])]
+            label = f"{row['bound']}, {negatives}"
+            panel.plot(STAIRS, row[columns], NEGATIVES[negatives], color=colour, label=label)
+        panel.set(title=f"{error}, {critic} critic", xlabel="I(x; z), nats", xticks=STAIRS)
+        if error == "bias":
+            panel.axhline(0, color="grey", lw=0.8)
+            panel.set_ylim(-10, 4)
+        else:
+            panel.set_yscale("log")
+    panels[0].set_ylabel("nats")
 
 
 def _climb(ax: Axes, frame: pd.DataFrame) -> None:

@@ -21,9 +21,9 @@ from information_stairs.problem import (
     correlation,
     log_ratio,
 )
+from numpyro_backend._arrays.negatives import SCORERS, bound_information
 from numpyro_backend.critics import ConcatCritic, SeparableCritic
 from numpyro_backend.mutual_information import BOUNDS, MutualInformationEstimate
-from numpyro_backend.negatives import SCORERS, bound_information
 
 CRITICS = {"joint": ConcatCritic, "separable": SeparableCritic}
 

@@ -17,11 +17,13 @@ from information_stairs.problem import (
     correlation,
     log_ratio,
 )
+from pyro_infovae._arrays.negatives import SCORERS, bound_information
 from pyro_infovae.critics import ConcatCritic, SeparableCritic
 from pyro_infovae.mutual_information import BOUNDS, MutualInformationEstimate
-from pyro_infovae.negatives import SCORERS, bound_information
 
 CRITICS = {"joint": ConcatCritic, "separable": SeparableCritic}
+
+Critic = Callable[[Tensor, Tensor], Tensor]
 
 
 def estimates(climb: Climb, plan: Plan, device: str) -> dict[str, np.ndarray]:
@@ -71,27 +73,18 @@ def _trained(
 
 
 def _at_the_ratio(climb: Climb, information: float, x: Tensor, z: Tensor) -> Found:
-    best = {name: _Best(name, information) for name in TRAINED_AS.values()}
-    return _read(climb, best, x, z)
+    rho = correlation(information)
+
+    def best(bound: str) -> Critic:
+        return lambda x, z: log_ratio(x, z, information, rho) + best_offset(bound)
+
+    return _read(climb, {name: best(name) for name in TRAINED_AS.values()}, x, z)
 
 
-def _read(climb: Climb, critics: Mapping[str, nn.Module], x: Tensor, z: Tensor) -> Found:
+def _read(climb: Climb, critics: Mapping[str, Critic], x: Tensor, z: Tensor) -> Found:
     score = SCORERS[climb.negatives]
     scores = {name: score(critic, x[None], z[None, None]) for name, critic in critics.items()}
     return {
         name: bound_information(BOUNDS[name], scores[trained_as])
         for name, trained_as in TRAINED_AS.items()
     }
-
-
-class _Best(nn.Module):
-    """The best critic of a bound."""
-
-    def __init__(self, bound: str, information: float) -> None:
-        super().__init__()
-        self.bound, self.information = bound, information
-
-    def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        return log_ratio(x, z, self.information, correlation(self.information)) + best_offset(
-            self.bound
-        )

@@ -4,15 +4,19 @@ The prior is a standard normal of one dimension; a point's likelihood is normal,
 scale that the decoder makes of z; its posterior in the guide is a normal of its own.
 """
 
-from collections.abc import Callable
+import importlib
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from scipy.special import logsumexp
 
 POINTS = np.array([-1.0, 1.0])
 DATA = np.repeat(POINTS, 64)
-HIDDEN = 64
+LAYERS = (1, 64, 64, 2)
 OBJECTIVES = ("elbo", "mmd")
 LEARNING_RATE = 2e-3
 LAMBD = 1000.0
@@ -41,6 +45,76 @@ class Snapshot:
     loc: np.ndarray
     scale: np.ndarray
     decode: Decode
+
+
+def train(
+    objective: str, *, steps: tuple[int, ...], seed: int, backend: str, device: str
+) -> Iterator[Snapshot]:
+    """Train on the two points from the seed's weights, and stop at these steps."""
+    half = importlib.import_module(f"halves.with_{backend}")
+    loss = {
+        "elbo": half.TraceMeanField_ELBO,
+        "mmd": lambda: half.TraceMMD_ELBO(lambd=LAMBD, estimator="closed_form"),
+    }[objective]
+    with half.computing(device):
+        model, guide = _programs(half, seed)
+        fitting = half.Fitting(model, guide, loss(), half.adam(LEARNING_RATE), seed=seed)
+        taken = 0
+        for step in steps:
+            fitting.advance(step - taken)
+            taken = step
+            layers = [
+                (fitting.param(f"kernel_{i}"), fitting.param(f"bias_{i}"))
+                for i in range(len(LAYERS) - 1)
+            ]
+
+            def decode(z: np.ndarray, layers: Any = layers) -> tuple[np.ndarray, np.ndarray]:
+                return _decode(np, layers, z)
+
+            yield Snapshot(step, fitting.param("loc"), np.exp(fitting.param("log_scale")), decode)
+
+
+def _programs(half: Any, seed: int) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Model and guide of the data, with the names of either backend."""
+    ppl, dist = half.ppl, half.dist
+    rng = np.random.default_rng(seed)
+    drawn = [
+        rng.uniform(-1, 1, (inputs + 1, outputs)) / math.sqrt(inputs)
+        for inputs, outputs in pairwise(LAYERS)
+    ]
+    start = [(half.array(weights[:-1]), half.array(weights[-1])) for weights in drawn]
+    x, zero, first_loc = map(half.array, (DATA, 0.0, INITIAL_LOC))
+    first_log_scale = half.array(np.full(2, np.log(INITIAL_SCALE)))
+    point = half.xp.asarray((DATA > 0).astype(int))
+
+    def model() -> None:
+        """Draw a code for every datum, and score the datum given its code."""
+        layers = [
+            (ppl.param(f"kernel_{i}", kernel), ppl.param(f"bias_{i}", bias))
+            for i, (kernel, bias) in enumerate(start)
+        ]
+        with ppl.plate("data", len(DATA)):
+            z = ppl.sample("z", dist.Normal(zero, 1.0))
+            ppl.sample("x", dist.Normal(*_decode(half.xp, layers, z)), obs=x)
+
+    def guide() -> None:
+        """Draw a code for every datum, from the normal of its point."""
+        loc = ppl.param("loc", first_loc)
+        log_scale = ppl.param("log_scale", first_log_scale)
+        with ppl.plate("data", len(DATA)):
+            ppl.sample("z", dist.Normal(loc[point], half.xp.exp(log_scale)[point]))
+
+    return model, guide
+
+
+def _decode(xp: Any, layers: Any, z: Any) -> tuple[Any, Any]:
+    """Means and scales of p(x|z) for codes of shape (n,)."""
+    *hidden, (kernel, bias) = layers
+    values = z[:, None]
+    for weights, offset in hidden:
+        values = xp.tanh(values @ weights + offset)
+    loc, log_scale = (values @ kernel + bias).T
+    return loc, xp.exp(log_scale)
 
 
 def measures(snapshot: Snapshot) -> dict[str, float]:

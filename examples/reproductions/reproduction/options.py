@@ -1,6 +1,5 @@
 """The options that every reproduction takes."""
 
-import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,7 +53,7 @@ def parse(
         argv: The arguments; those of the process by default.
         data_dir: Help for `--data-dir`, which is only declared where there is one.
     """
-    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=description)
     effort = parser.add_mutually_exclusive_group()
     for choice, meaning in (
         ("check", "a few steps of everything, to see that it runs; its figures mean nothing"),

@@ -1,12 +1,21 @@
 """One autoencoder of handwritten digits, whatever trains it: data, first weights, minibatches."""
 
+import importlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import pairwise
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+
+from demo.backend import Setting, load
+from demo.evaluation import binomial_log_prob, fit
+from rival_objectives.steps import take_steps
 
 LATENTS = 8
 LAMBD = 100.0
@@ -52,6 +61,7 @@ class Trained:
     step_seconds: float
 
 
+@cache
 def images() -> tuple[np.ndarray, np.ndarray]:
     """Training and held-out images, a row of 64 binary pixels each."""
     pixels, labels = load_digits(return_X_y=True)
@@ -84,3 +94,87 @@ def minibatches(plan: Plan, seed: int) -> np.ndarray:
     epochs = math.ceil(plan.steps / per_epoch)
     rows = [rng.permutation(count)[: per_epoch * BATCH] for _ in range(epochs)]
     return np.concatenate(rows).reshape(-1, BATCH)[: plan.steps]
+
+
+def train(method: str, alpha: float, seed: int, plan: Plan, *, backend: str) -> Trained:
+    """Take the plan's steps under an objective of ours, or the stock one.
+
+    Args:
+        method: `ELBO`, or a `TraceMMD_ELBO`: as it is, `compiled`, or with as many particles as
+            Trace_MMD's default.
+        alpha: Of the objective.
+        seed: Of weights, minibatches and noise.
+        plan: How long.
+        backend: `pyro` or `numpyro`.
+    """
+    half = importlib.import_module(f"halves.with_{backend}")
+    many = half.particles(PARTICLES, plates=1) if "particles" in method else {}
+
+    def objective() -> Any:
+        if method == "ELBO":
+            return half.TraceMeanField_ELBO()
+        return half.TraceMMD_ELBO(alpha, LAMBD, **many)
+
+    compiled = "compiled" in method
+    return train_with(objective, seed, plan, backend=backend, compiled=compiled)
+
+
+def train_with(
+    objective: Callable[[], Any], seed: int, plan: Plan, *, backend: str, compiled: bool = False
+) -> Trained:
+    """Take the plan's steps under any objective of a backend."""
+    weights = first_weights(plan, seed)
+    training = start(objective, weights, plan, seed=seed, backend=backend, compiled=compiled)
+    step = partial(training.step, training.images)
+    seconds = take_steps(step, minibatches(plan, seed))
+    return Trained(_programs(backend).weights_of(training), seconds)
+
+
+def start(
+    objective: Callable[[], Any],
+    weights: Weights,
+    plan: Plan,
+    *,
+    seed: int,
+    backend: str,
+    compiled: bool = False,
+) -> Any:
+    """A training that has taken no step yet."""
+    train_images = images()[0]
+    setting = Setting(
+        pixels=train_images.shape[1],
+        levels=1,
+        latent_dim=LATENTS,
+        autoregressive=False,
+        learning_rate=plan.learning_rate,
+        seed=seed,
+        device=None,
+        compiled=compiled,
+    )
+    programs = _programs(backend)
+    half = load(backend)
+    return half.start(objective, train_images, setting, lambda _: programs.build(weights))
+
+
+def measure(weights: Weights, plan: Plan, *, backend: str) -> dict[str, float]:
+    """What the weights are worth on held-out images, in nats per image."""
+    test = images()[1]
+    elbo = load(backend).TraceMeanField_ELBO
+    training = start(elbo, weights, plan, seed=0, backend=backend)
+    evidence = training.log_evidence(test, num_samples=plan.samples)
+    loc, scale = training.posterior(test)
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((plan.samples, *loc.shape), np.float32)
+    log_likelihood = [
+        binomial_log_prob(test, training.logits(z, test), levels=1) for z in loc + scale * noise
+    ]
+    return {
+        "log_evidence": float(np.mean(np.asarray(evidence.log_evidence))),
+        "effective": float(np.mean(np.asarray(evidence.effective_sample_size))),
+        "mmd_squared": fit(training, test, levels=1).mmd_squared,
+        "reconstruction": -float(np.mean(log_likelihood)),
+    }
+
+
+def _programs(backend: str) -> ModuleType:
+    return importlib.import_module(f"rival_objectives.autoencoders_{backend}")

@@ -19,8 +19,9 @@ from rival_objectives.autoencoders import (
     first_weights,
     images,
     minibatches,
+    train_with,
 )
-from rival_objectives.autoencoders_pyro import layers, network, train_with
+from rival_objectives.autoencoders_pyro import layers, network
 from rival_objectives.steps import take_steps
 
 
@@ -46,7 +47,7 @@ def train_trace_mmd(seed: int, plan: Plan) -> Trained:
     kernel = RBF(dims, lengthscale=torch.tensor(math.sqrt(dims)))
     count = len(images()[0])
     elbo = Trace_MMD(kernel, mmd_scale=count * LAMBD, num_particles=PARTICLES, max_plate_nesting=1)
-    return train_with(elbo, seed, plan)
+    return train_with(lambda: elbo, seed, plan, backend="pyro")
 
 
 def train_pythae(alpha: float, seed: int, plan: Plan) -> Trained:

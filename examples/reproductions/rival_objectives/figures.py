@@ -1,18 +1,11 @@
-"""The two comparisons, as dots."""
+"""The two comparisons."""
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-mpl.use("agg")
+from reproduction.figures import by_backend
 
-STYLE = {
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "figure.constrained_layout.use": True,
-    "font.size": 9,
-}
 COLOURS = {
     "AutoNormal": "tab:grey",
     "TraceHamiltonian_ELBO": "tab:blue",
@@ -23,65 +16,52 @@ MEASURES = {
     "mean_error": "error of means, in sds",
     "sd_error": "relative error of sds",
 }
+OF_AUTOENCODERS = {
+    "log_evidence": "log p(x), nats",
+    "mmd_squared": "MMD²(q(z), p(z))",
+    "ratio": "time of a step",
+}
 
 
 def posteriors(table: pd.DataFrame) -> Figure:
-    """A row of panels per problem, a column per measure."""
+    """A panel per problem and measure, by the number of leapfrog steps."""
     problems = list(table["problem"].unique())
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            len(problems),
-            len(MEASURES),
-            figsize=(8.5, 2.3 * len(problems)),
-            sharex=True,
-            squeeze=False,
-        )
-        for row, problem in zip(axes, problems, strict=True):
-            for ax, (column, label) in zip(row, MEASURES.items(), strict=True):
-                for method, colour in COLOURS.items():
-                    chosen = table[(table["problem"] == problem) & (table["method"] == method)]
-                    if chosen.empty:
-                        continue
-                    ax.errorbar(
-                        chosen["num_steps"],
-                        chosen[column],
-                        chosen[f"{column}_sd"],
-                        fmt="o-",
-                        ms=3,
-                        lw=1,
-                        capsize=2,
-                        color=colour,
-                        label=method,
-                    )
-                if column != "bound":
-                    ax.set_ylim(bottom=0)
-                elif problem == "funnel":
-                    ax.axhline(0, color="black", lw=0.8, ls=":")
-                ax.set_title(f"{problem}: {label}", fontsize=9)
-                ax.set_xticks(sorted(table["num_steps"].unique()))
-        for ax in axes[-1]:
-            ax.set_xlabel("leapfrog steps K")
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, ncols=3, loc="outside lower center", frameon=False)
-    return figure
+    panels = len(problems) * len(MEASURES)
+    return by_backend(table, _draw_posteriors, panels=panels, size=(2.6 * panels, 2.4))
+
+
+def _draw_posteriors(panels: np.ndarray, table: pd.DataFrame) -> None:
+    by_problem = panels.reshape(-1, len(MEASURES))
+    for row, (problem, part) in zip(by_problem, table.groupby("problem", sort=False), strict=True):
+        for panel, (column, label) in zip(row, MEASURES.items(), strict=True):
+            for method, rows in part.groupby("method"):
+                style = {"fmt": "o-", "ms": 3, "lw": 1, "capsize": 2, "color": COLOURS[method]}
+                deviation = rows.get(f"{column}_sd")
+                panel.errorbar(rows["num_steps"], rows[column], deviation, label=method, **style)
+            if column != "bound":
+                panel.set_ylim(bottom=0)
+            elif problem == "funnel":
+                panel.axhline(0, color="black", lw=0.8, ls=":")
+            panel.set(title=f"{problem}: {label}", xlabel="leapfrog steps K")
+            panel.set_xticks(sorted(part["num_steps"].unique()))
 
 
 def autoencoders(table: pd.DataFrame) -> Figure:
-    """A row per objective, a panel per measure."""
+    """A line per objective, a panel per measure."""
+    panels = len(OF_AUTOENCODERS)
+    return by_backend(table, _draw_autoencoders, panels=panels, size=(9, 2.8))
+
+
+def _draw_autoencoders(panels: np.ndarray, table: pd.DataFrame) -> None:
     table = table.iloc[::-1]
     labels = [f"{m}, α = {a:g}" for m, a in zip(table["method"], table["alpha"], strict=True)]
-    panels = {
-        "log_evidence": "log p(x), nats",
-        "mmd_squared": "MMD²(q(z), p(z))",
-        "ratio": "time of a step",
-    }
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(panels), figsize=(8.5, 3), sharey=True)
-        for ax, (column, label) in zip(axes, panels.items(), strict=True):
-            ax.errorbar(table[column], labels, xerr=table[f"{column}_sd"], fmt="o", ms=4, capsize=2)
-            ax.set_xlabel(label)
-            ax.grid(axis="y", lw=0.3)
-            ax.ticklabel_format(axis="x", useOffset=False)
-        axes[1].axvline(0, color="black", lw=0.8, ls=":")
-        axes[2].set_xlim(left=0)
-    return figure
+    for panel, (column, label) in zip(panels, OF_AUTOENCODERS.items(), strict=True):
+        deviation = table.get(f"{column}_sd")
+        panel.errorbar(table[column], labels, xerr=deviation, fmt="o", ms=4, capsize=2)
+        panel.set_xlabel(label)
+        panel.grid(axis="y", lw=0.3)
+        panel.ticklabel_format(axis="x", useOffset=False)
+    for panel in panels[1:]:
+        panel.set_yticklabels([])
+    panels[1].axvline(0, color="black", lw=0.8, ls=":")
+    panels[2].set_xlim(left=0)

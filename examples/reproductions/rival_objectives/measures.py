@@ -4,18 +4,12 @@ import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from types import ModuleType
 
 from reproduction.runs import Row
-from rival_objectives import autoencoders, posteriors
+from rival_objectives import autoencoders, guides, posteriors
 
-# What a rival needs beside the backend, and which module trains it.
+# What a rival needs beside the backend.
 NEEDS = {"AutoDAIS": "numpyro", "Trace_MMD": "pyro", "pythae": "pythae"}
-WHERE = {
-    "AutoDAIS": "posteriors_numpyro",
-    "Trace_MMD": "autoencoders_rivals",
-    "pythae": "autoencoders_rivals",
-}
 MANY = f"TraceMMD_ELBO, {autoencoders.PARTICLES} particles"
 COMPILED = "TraceMMD_ELBO, compiled"
 
@@ -86,16 +80,15 @@ def measure_posterior(
     *, problem: str, method: str, num_steps: int, backend: str, plan: Plan
 ) -> Iterator[Row]:
     """A row per seed and latent."""
-    programs = _module(WHERE.get(method, f"posteriors_{backend}"))
-    fits = programs.fits(problem, method, num_steps, range(plan.seeds), plan.posteriors)
-    for seed, fit in enumerate(fits):
+    for seed in range(plan.seeds):
+        fit = guides.fit(problem, method, num_steps, seed, plan.posteriors, backend=backend)
         for row in posteriors.moments(problem, fit.draws):
             yield {"seed": seed, **row, **posteriors.bounds(fit)}
 
 
 def measure_chain(*, chain_of: str, backend: str, plan: Plan) -> Iterator[Row]:
     """A row per latent."""
-    draws = _module(f"posteriors_{backend}").chain(chain_of, 0, plan.posteriors)
+    draws = guides.chain(chain_of, 0, plan.posteriors, backend=backend)
     return posteriors.moments(chain_of, draws)
 
 
@@ -103,11 +96,10 @@ def measure_autoencoder(
     *, method: str, alpha: float, seed: int, backend: str, plan: Plan
 ) -> Iterator[Row]:
     """One row."""
-    trainer = _module(WHERE.get(method, f"autoencoders_{backend}"))
-    trained = trainer.train(method, alpha, seed, plan.autoencoders)
-    measured = _module(f"autoencoders_{backend}").measure(trained.weights, plan.autoencoders)
+    if method in NEEDS:
+        rivals = importlib.import_module("rival_objectives.autoencoders_rivals")
+        trained = rivals.train(method, alpha, seed, plan.autoencoders)
+    else:
+        trained = autoencoders.train(method, alpha, seed, plan.autoencoders, backend=backend)
+    measured = autoencoders.measure(trained.weights, plan.autoencoders, backend=backend)
     yield {**measured, "step_ms": 1e3 * trained.step_seconds}
-
-
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"rival_objectives.{name}")

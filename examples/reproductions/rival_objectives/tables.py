@@ -1,13 +1,12 @@
-"""From measurements to the page's two tables."""
+"""From measurements to the two tables."""
 
 import pandas as pd
 
-from reproduction.comparing import order
-from reproduction.page import mean_and_spread
+from reproduction.results import mean_and_spread
 from rival_objectives.posteriors import funnel_moments
 
 PER_RUN = ["bound", "bound_se", "evidence", "effective", "step_ms"]
-OF_POSTERIORS = [*PER_RUN, "mean_error", "sd_error"]
+OF_POSTERIORS = [*PER_RUN[:-1], "mean_error", "sd_error", "step_ms"]
 OF_AUTOENCODERS = ["log_evidence", "effective", "mmd_squared", "reconstruction", "step_ms", "ratio"]
 
 
@@ -42,8 +41,3 @@ def autoencoders(frame: pd.DataFrame) -> pd.DataFrame:
     ours = ours.set_index("seed")["step_ms"]
     frame = frame.assign(ratio=frame["step_ms"] / frame["seed"].map(ours))
     return mean_and_spread(frame, ["alpha", "method"], OF_AUTOENCODERS)
-
-
-def lead(one: pd.Series, other: pd.Series, column: str) -> str:
-    """Whether one row's mean is `above` or `below` another's, or `level with` it."""
-    return {1: "above", -1: "below", 0: "level with"}[order(one, other, column)]

@@ -1,0 +1,1 @@
+"""Pyro and NumPyro by the same names, for programs that are written once for both."""

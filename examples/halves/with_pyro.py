@@ -1,0 +1,137 @@
+"""Pyro by names that `with_numpyro` has too: programs written with them run with either."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions
+import torch
+from pyro.infer import ELBO, MCMC, NUTS
+from pyro.infer import Trace_ELBO as Trace_ELBO
+from pyro.infer import TraceMeanField_ELBO as TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoNormal as AutoNormal
+from pyro.infer.autoguide.initialization import init_to_value as init_to_value
+from pyro.optim import ClippedAdam
+from torch import Tensor
+
+from pyro_infovae import TraceHamiltonian_ELBO
+from pyro_infovae import TraceMMD_ELBO as TraceMMD_ELBO
+from pyro_infovae.compile import CompiledSVI
+from pyro_infovae.diagnostics import log_evidence
+
+Program = Callable[[], Any]
+
+ppl, dist, xp = pyro, pyro.distributions, torch
+
+
+@contextmanager
+def computing(device: str = "cpu", *, double: bool = False) -> Iterator[None]:
+    """Where arrays are, and with which precision."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64 if double else torch.float32)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def array(values: Any) -> Tensor:
+    """Of floating point."""
+    return torch.tensor(values, dtype=torch.get_default_dtype())
+
+
+def particles(count: int, *, plates: int) -> dict[str, Any]:
+    """The options of an objective with as many draws at once, of a model with nested plates."""
+    return {"num_particles": count, "vectorize_particles": True, "max_plate_nesting": plates}
+
+
+def adam(learning_rate: float) -> Any:
+    """Steps all parameters at once."""
+    return partial(torch.optim.Adam, lr=learning_rate, fused=True)
+
+
+def clipped_adam(learning_rate: float, decay: float) -> Any:
+    """With a learning rate that decays by a factor per step."""
+    return ClippedAdam({"lr": learning_rate, "lrd": decay})
+
+
+def rms_prop(learning_rate: float, decay: float) -> Any:
+    """With the decay of its mean of squares."""
+    return partial(torch.optim.RMSprop, lr=learning_rate, alpha=decay)
+
+
+class Fitting:
+    """A model and a guide, without arguments, that an objective trains.
+
+    Args:
+        model: The model.
+        guide: The guide.
+        objective: The loss.
+        optimiser: Made by a function of this module.
+        seed: Of all randomness.
+    """
+
+    def __init__(
+        self, model: Program, guide: Program, objective: ELBO, optimiser: Any, *, seed: int
+    ) -> None:
+        pyro.clear_param_store()
+        pyro.set_rng_seed(seed)
+        self.model, self.guide, self.objective = model, guide, objective
+        self.svi = CompiledSVI(model, guide, optimiser, loss=objective)
+        self.svi.evaluate_loss()  # declares the parameters
+
+    def advance(self, steps: int) -> None:
+        """Take some steps."""
+        for _ in range(steps):
+            self.svi.step()
+
+    def step(self) -> Any:
+        """Take one, and tell the loss."""
+        return self.svi.step()
+
+    def param(self, name: str) -> np.ndarray:
+        """What a parameter is now."""
+        return pyro.param(name).detach().double().cpu().numpy().copy()
+
+    @property
+    def beta_0(self) -> float:
+        """The first inverse temperature of the objective's flow, or 1 if it has none."""
+        elbo = self.objective
+        flows = isinstance(elbo, TraceHamiltonian_ELBO)
+        return float(elbo.flow().inverse_temperatures[0].detach()) if flows else 1.0
+
+    def log_weights(
+        self, count: int, *, model: Program | None = None, guide: Program | None = None
+    ) -> np.ndarray:
+        """Log importance weights of draws: by default of the trained guide after its flow."""
+        flows = guide is None and isinstance(self.objective, TraceHamiltonian_ELBO)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # the tables say it
+            evidence = log_evidence(
+                model or self.model,
+                guide or self.guide,
+                num_samples=count,
+                elbo=self.objective if flows else None,
+            )
+        return evidence.log_weights.double().cpu().numpy()
+
+    @torch.no_grad()
+    def draws(self, count: int) -> dict[str, np.ndarray]:
+        """Draws of the trained guide, after its flow."""
+        flows = isinstance(self.objective, TraceHamiltonian_ELBO)
+        guide = self.objective.refine(self.model, self.guide) if flows else self.guide
+        with pyro.plate("draws", count, dim=-1):
+            return {site: values.cpu().numpy() for site, values in guide().items()}
+
+
+def chain(model: Program, count: int, *, seed: int) -> dict[str, np.ndarray]:
+    """Draws of NUTS, after half as many that adapt it."""
+    pyro.set_rng_seed(seed)
+    kernel = NUTS(model, jit_compile=True, ignore_jit_warnings=True)
+    mcmc = MCMC(kernel, num_samples=count, warmup_steps=count // 2, disable_progbar=True)
+    mcmc.run()
+    return {site: values.numpy() for site, values in mcmc.get_samples().items()}
