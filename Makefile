@@ -1,4 +1,5 @@
 # `make demo` and `make test` do all the set-up they need: python3 (with venv) and make are enough.
+# `make test` leaves out the tests that are marked slow, `make test-all` runs them too.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,12 +9,15 @@ TEST_ARGS ?=
 # The networks here are too small to gain from threads, which wait for each other on a busy machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test test-all lint docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/compare_objectives.py $(DEMO_ARGS)
 
 test: $(VENV)/.test
+	$(BIN)/python -m pytest --numprocesses auto -m "not slow" $(TEST_ARGS)
+
+test-all: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses auto $(TEST_ARGS)
 
 lint: $(VENV)/.test

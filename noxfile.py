@@ -76,7 +76,7 @@ def start_pyro(session: nox.Session) -> None:
 @nox.session(requires=["wheel"])
 def start_numpyro(session: nox.Session) -> None:
     """The wheel without torch, which only its metadata ask for: the same for the NumPyro half."""
-    session.install("--constraint", "constraints.txt", "numpyro", "jax", "jaxtyping")
+    session.install("--constraint", "constraints.txt", "numpyro", "jax", "jaxtyping", "lazy-loader")
     session.install("--no-deps", _built_wheel())
     _start(session, "numpyro_backend", without="torch")
 

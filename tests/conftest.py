@@ -7,7 +7,12 @@ import pyro
 import pytest
 import torch
 
-pytest.register_assert_rewrite("tests.elbo_suite", "tests.pyro_infovae", "tests.numpyro_backend")
+pytest.register_assert_rewrite(
+    "tests.elbo_suite",
+    "tests.objective_suites",
+    *(f"tests.{folder}" for folder in ("arrays", "objectives", "questions")),
+    *(f"tests.{half}" for half in ("pyro_infovae", "numpyro_backend")),
+)
 
 
 @pytest.fixture(autouse=True)

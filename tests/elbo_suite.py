@@ -5,23 +5,24 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
+import pyro
 import pytest
+import torch
 
-from tests import reference, refusals, refused_settings
 from tests.halves import Half, OrderedDraws, Step
+from tests.objectives.alone import in_both, in_pyro, slow_in_numpyro
+from tests.pyro_infovae.half import PYRO
 from tests.refusals import RefusedProgram, says
 from tests.refused_settings import RefusedSettings
 from tests.shared_programs import (
-    CRITIC,
+    MASK,
     PROGRAMS,
-    correlated_pair,
-    critic,
+    RAGGED,
     grid,
-    linear_gaussian,
-    one_datum,
     vae,
 )
 
@@ -44,29 +45,49 @@ def mean_and_error(samples: np.ndarray) -> tuple[float, float]:
     return float(samples.mean()), float(samples.std(ddof=1)) / math.sqrt(len(samples))
 
 
+def base_elbo(half: Half, kind: str, **particles: Any) -> Any:
+    """A stock ELBO beside the default one."""
+    if kind == "renyi":
+        if half.compiles:
+            particles.pop("vectorize_particles", None)
+        return half.infer.RenyiELBO(alpha=0.3, **{"num_particles": 2, **particles})
+    if kind == "hamiltonian":
+        return half.library.TraceHamiltonian_ELBO(2, 0.1, **particles)
+    kinds = {"trace": half.infer.Trace_ELBO, "graph": half.infer.TraceGraph_ELBO}
+    return kinds[kind](**particles)
+
+
 class ELBOSuite(ABC):
-    """What every objective keeps.
+    """What every objective keeps, in both halves.
 
     Attributes:
-        half: the half of the library.
-        elbo: the objective's class.
+        name: that of the objective in its half's library.
         own_parameters: the names of the parameters that a neutral objective adds.
+        batches: two sizes of a minibatch at which the expected loss is the same.
+        half: the half of the library, set by a fixture.
+        elbo: the objective's class there.
     """
 
+    name: ClassVar[str]
+    own_parameters: ClassVar[set[str]] = set()
+    batches: ClassVar[tuple[int, int]] = (100, 20)
     half: Half
     elbo: Any
-    own_parameters: ClassVar[set[str]] = set()
+
+    @pytest.fixture(autouse=True)
+    def in_half(self, half: Half) -> None:
+        self.half, self.elbo = half, getattr(half.library, self.name)
 
     @abstractmethod
     def stock(self, **particles: Any) -> Any:
         """The ELBO that the objective is with neutral settings."""
 
     @abstractmethod
-    def neutral(self, **particles: Any) -> Any:
+    def neutral(self, **settings: Any) -> Any:
         """The objective with settings that make it the stock ELBO."""
 
     @abstractmethod
-    def typical(self) -> Any:
+    def typical(self, **settings: Any) -> Any:
         """The objective with settings that tell it from the stock ELBO."""
 
     def scaled(self) -> Sequence[tuple[Any, Any]]:
@@ -78,10 +99,15 @@ class ELBOSuite(ABC):
         return self.elbo(**settings)
 
     def particles(self, program: str) -> Sequence[dict[str, Any]]:
-        """The particle settings to try on a program, for which the stock ELBO draws the same."""
+        """The particle settings to try on a program, for which the stock ELBO draws the same.
+
+        Where each has to be compiled, some on one program and the other on all others.
+        """
+        if self.half.compiles:
+            return [ONE, LOOPED] if program == "subsampled" else [VECTORISED]
         return ONE, VECTORISED, LOOPED
 
-    @pytest.mark.parametrize("name", PROGRAMS)
+    @in_both("name", PROGRAMS, quick=["subsampled"])
     def test_neutral_settings_reproduce_the_stock_elbo(self, name: str) -> None:
         pairs = [(self.neutral(**kw), self.stock(**kw)) for kw in self.particles(name)]
         steps = self.half.steps(
@@ -90,6 +116,7 @@ class ELBOSuite(ABC):
         for ours, stock in zip(steps[::2], steps[1::2], strict=True):
             assert_same_step(ours, stock, own_parameters=self.own_parameters)
 
+    @slow_in_numpyro
     def test_the_expected_loss_grows_with_the_data_and_not_with_the_batch(self) -> None:
         """Less the stock ELBO's on the same draws, which is known to and only adds noise."""
         x = np.random.default_rng(1).normal(size=(300, 3))
@@ -99,11 +126,13 @@ class ELBOSuite(ABC):
             return mean_and_error(ours - stock)
 
         for elbos in self.scaled():
-            mean, error = gain(elbos, x, batch=100, count=30)
-            twice, twice_error = gain(elbos, np.concatenate([x, x]), batch=20, count=120)
+            first, other = self.batches
+            mean, error = gain(elbos, x, batch=first, count=30)
+            twice, twice_error = gain(elbos, np.concatenate([x, x]), batch=other, count=120)
             assert abs(mean) > 8 * error, "too little signal to tell"
             assert abs(twice - 2 * mean) < 4 * math.hypot(twice_error, 2 * error)
 
+    @slow_in_numpyro
     def test_the_loss_ignores_how_the_plates_are_written(self) -> None:
         x = np.random.default_rng(1).normal(size=(4, 6, 3))
         line, square = (
@@ -114,6 +143,20 @@ class ELBOSuite(ABC):
         for name, grad in line.grads.items():
             np.testing.assert_allclose(square.grads[name], grad, rtol=1e-9, atol=1e-9)
 
+    @in_pyro
+    def test_all_methods_give_the_same_loss(self) -> None:
+        cases = [
+            (self.neutral(**kw), PROGRAMS[n](PYRO)) for n in PROGRAMS for kw in self.particles(n)
+        ]
+        for elbo, case in [*cases, (self.typical(), vae(PYRO, batch=5))]:
+            self.half.loss(elbo, case)  # in which it finds out how the plates are nested
+            losses = []
+            for method in (elbo.loss, elbo.loss_and_grads, elbo.differentiable_loss):
+                pyro.set_rng_seed(3)
+                loss = torch.as_tensor(method(case.model, case.guide, *case.args))
+                losses.append(float(loss.detach()))
+            assert losses == [pytest.approx(losses[0], rel=1e-12)] * 3
+
     def check_settings(self, refused: RefusedSettings) -> None:
         assert says(lambda: self.make(**refused.settings)) == refused.message
 
@@ -123,174 +166,103 @@ class ELBOSuite(ABC):
         assert says(lambda: self.half.evaluate(elbo, case)) == refused.message
 
 
-class MMDSuite(ELBOSuite):
-    """What TraceMMD_ELBO is exact about: N (alpha + lambd - 1) MMD², in closed form."""
+class PenalisedSuite(ELBOSuite):
+    """What every penalised objective keeps: it adds its penalty to whatever the base is."""
+
+    @abstractmethod
+    def without_kl(self, **settings: Any) -> Any:
+        """The objective whose weight of the KL is 0, on which all bases agree."""
+
+    @abstractmethod
+    def added(self, **settings: Any) -> Any:
+        """The objective that leaves the KL as it is: all that it does is to add its penalty."""
+
+    masked: ClassVar[Sequence[dict[str, Any]]]
+    """The settings that are tried on masked rows."""
 
     def stock(self, **particles: Any) -> Any:
         return self.half.infer.TraceMeanField_ELBO(**particles)
 
-    def neutral(self, **particles: Any) -> Any:
-        with pytest.warns(UserWarning, match=r"a weight of alpha \+ lambd - 1 = 0"):
-            return self.elbo(alpha=0.0, lambd=1.0, **particles)
+    @in_both("kind", ["trace", "graph", "renyi", "hamiltonian"], quick=["renyi"])
+    def test_neutral_settings_reproduce_any_base(self, kind: str) -> None:
+        takes_long = self.half.compiles or kind == "hamiltonian"
+        for name in ["masked"] if takes_long else PROGRAMS:
+            pairs = [
+                (self.neutral(base=base_elbo(self.half, kind, **kw), sites=["z"]), stock)
+                for kw in self.particles(name)
+                for stock in [base_elbo(self.half, kind, **kw)]
+            ]
+            steps = self.half.steps(
+                [elbo for pair in pairs for elbo in pair], PROGRAMS[name](self.half)
+            )
+            for ours, stock in zip(steps[::2], steps[1::2], strict=True):
+                assert_same_step(ours, stock, own_parameters=self.own_parameters)
 
-    def typical(self) -> Any:
-        return self.elbo(0.3, 30.0, self.half.library.RBF(LENGTHSCALES))
-
-    def scaled(self) -> Sequence[tuple[Any, Any]]:
-        pooled = self.elbo(0.0, 30.0, self.half.library.RBF(LENGTHSCALES), **VECTORISED)
-        return [*super().scaled(), (self.stock(**VECTORISED), pooled)]
-
-    def test_the_exact_posterior_gives_the_evidence_and_the_mmd(self) -> None:
-        case, evidence, kl, loc, scale = linear_gaussian(self.half)
-        kernel = self.half.library.RBF(LENGTHSCALES)
-        mmd = reference.mmd_squared_normal(
-            loc, scale, np.zeros((12, 2)), np.ones((12, 2)), LENGTHSCALES, num_data=12
-        )
-        alphas = 0.0, 0.4, 1.0
-        sampled, analytic, *ours = self.half.steps(
+    def test_the_penalty_reaches_the_gradient_over_any_base(self) -> None:
+        infer = self.half.infer
+        sampled = [infer.Trace_ELBO(), infer.TraceGraph_ELBO()]
+        if self.half.library.__name__ == "pyro_infovae":
+            settings = {"max_plate_nesting": 1, "strict_enumeration_warning": False}
+            sampled.append(infer.TraceEnum_ELBO(**settings))
+        expected, *alike, bare, other = self.half.steps(
             [
-                self.elbo(
-                    lambd=8.0,
-                    kernel=kernel,
-                    estimator="closed_form",
-                    base=self.half.infer.Trace_ELBO(),
-                ),
-                self.stock(),
-                *(self.elbo(alpha, 8.0, kernel, estimator="closed_form") for alpha in alphas),
+                *(self.typical(base=base) for base in sampled),
+                self.without_kl(base=infer.Trace_ELBO()),
+                self.without_kl(base=infer.TraceMeanField_ELBO()),
             ],
-            case,
+            vae(self.half),
         )
-        assert sampled.loss == pytest.approx(-evidence + 12 * 7 * mmd, rel=1e-9)
-        for alpha, step in zip(alphas, ours, strict=True):
-            expected = analytic.loss - alpha * kl + 12 * (alpha + 7) * mmd
-            assert step.loss == pytest.approx(expected, rel=1e-9)
+        for step, stock in [*((step, expected) for step in alike), (other, bare)]:
+            assert step.loss == pytest.approx(stock.loss, rel=1e-9)
+            for name, grad in stock.grads.items():
+                np.testing.assert_allclose(step.grads[name], grad, 1e-9, 1e-12, err_msg=name)
 
-    @pytest.mark.parametrize("name", refused_settings.MMD_SETTINGS)
-    def test_settings_are_refused(self, name: str) -> None:
-        self.check_settings(refused_settings.MMD_SETTINGS[name])
-
-    @pytest.mark.filterwarnings("ignore:Missing a plate statement")
-    @pytest.mark.parametrize("name", refusals.MMD_PROGRAMS)
-    def test_programs_are_refused(self, name: str) -> None:
-        self.check_program(refusals.MMD_PROGRAMS[name])
-
-
-@pytest.mark.filterwarnings("ignore:TraceInfoMax_ELBO estimates mutual information")
-class InfoMaxSuite(ELBOSuite):
-    """What TraceInfoMax_ELBO is exact about: the information that the best critic finds."""
-
-    own_parameters: ClassVar[set[str]] = {f"critic.{name}" for name in CRITIC}
-
-    def stock(self, **particles: Any) -> Any:
-        return self.half.infer.TraceMeanField_ELBO(**particles)
-
-    def neutral(self, **particles: Any) -> Any:
-        return self.elbo(critic(self.half), 0.0, 1.0, sites=["z"], **particles)
-
-    def typical(self) -> Any:
-        return self.elbo(critic(self.half), 3.0, 0.8)
-
-    def make(self, **settings: Any) -> Any:
-        return super().make(**{"critic": critic(self.half), **settings})
-
-    def test_the_exact_posterior_gives_the_evidence_and_the_kl(self) -> None:
-        case, evidence, kl = linear_gaussian(self.half)[:3]
-        sampled, analytic, ours = self.half.steps(
-            [
-                self.elbo(critic(self.half), 0.0, base=self.half.infer.Trace_ELBO()),
-                self.stock(),
-                self.elbo(critic(self.half), 0.0, 0.7),
-            ],
-            case,
+    def test_adds_its_penalty_to_another(self) -> None:
+        """Above and below it."""
+        stock, library = self.stock(), self.half.library
+        # In Pyro both would draw, in another order than each by itself.
+        estimator = "unbiased" if self.half.compiles else "closed_form"
+        mmd = partial(library.TraceMMD_ELBO, 0.0, 3.0, library.RBF(1.0), estimator=estimator)
+        alone = self.typical(base=stock)
+        plain, inner, own, *both = self.half.steps(
+            [stock, mmd(base=stock), alone, self.typical(base=mmd(base=stock)), mmd(base=alone)],
+            vae(self.half),
         )
-        assert sampled.loss == pytest.approx(-evidence, rel=1e-9)
-        assert ours.loss == pytest.approx(analytic.loss - 0.3 * kl, rel=1e-9)
-        assert sampled.grads.keys() == self.own_parameters
-        assert all(np.abs(grad).max() > 0 for grad in sampled.grads.values())
+        assert abs(inner.loss - plain.loss) > 1e-3
+        for step in both:
+            assert step.loss == pytest.approx(inner.loss + own.loss - plain.loss, rel=1e-9)
+            assert step.grads.keys() == own.grads.keys()
+            for name, grad in own.grads.items():
+                added = inner.grads[name] - plain.grads[name] if name in plain.grads else 0.0
+                np.testing.assert_allclose(step.grads[name], grad + added, 1e-9, 1e-10)
 
-    @pytest.mark.parametrize("negatives", ["shift", "all"])
-    def test_the_best_critic_finds_the_mutual_information(self, negatives: str) -> None:
-        correlation, num, alpha = 0.8, 4000, 2.0
-        information = -0.5 * math.log(1 - correlation**2)
+    def test_a_scale_of_the_users_reaches_the_base_alone(self) -> None:
+        case, objective = vae(self.half), self.added()
 
-        def log_ratio(params: Any, x: Any, z: Any) -> Any:
-            """1 + log p(x, z) / p(x) p(z), which maximises the NWJ bound."""
-            square = correlation * (2 * x * z - correlation * (x * x + z * z))
-            return params["shift"] + information + (square / (2 * (1 - correlation**2)))[:, 0]
+        def scaled(program: Any) -> Any:
+            def run(*args: Any) -> None:
+                with self.half.scale(0.1):
+                    program(*args)
 
-        def elbo(weight: float) -> Any:
-            best = self.half.critic(log_ratio, {"shift": np.array(1.0)})
-            return self.elbo(best, weight, negatives=negatives)
+            return run
 
-        case = correlated_pair(self.half, correlation=correlation, num=num, batch=100)
-        weighted, unweighted = self.half.losses([elbo(alpha), elbo(0.0)], case, count=150)
-        estimate, error = mean_and_error((unweighted - weighted) / (num * alpha))
-        assert abs(estimate - information) < 4 * error
-        assert error < 0.05 * information, "too few draws to tell"
+        weighted = case._replace(model=scaled(case.model), guide=scaled(case.guide))
+        values = [self.half.penalty(objective, program) for program in (case, weighted)]
+        assert values[0] == pytest.approx(values[1])
+        assert abs(values[0]) > 1e-3
 
-    @pytest.mark.parametrize("name", refused_settings.INFOMAX_SETTINGS)
-    def test_settings_are_refused(self, name: str) -> None:
-        self.check_settings(refused_settings.INFOMAX_SETTINGS[name])
-
-    @pytest.mark.parametrize("name", refusals.INFOMAX_PROGRAMS)
-    def test_programs_are_refused(self, name: str) -> None:
-        self.check_program(refusals.INFOMAX_PROGRAMS[name])
-
-
-class HamiltonianSuite(ELBOSuite):
-    """What TraceHamiltonian_ELBO is exact about: weights that average to the evidence."""
-
-    def stock(self, **particles: Any) -> Any:
-        return self.half.infer.Trace_ELBO(**particles)
-
-    def neutral(self, **particles: Any) -> Any:
-        return self.elbo(3, 0.0, tempering="none", learn=False, **particles)
-
-    def typical(self) -> Any:
-        return self.elbo(3, 0.15)
-
-    def particles(self, program: str) -> Sequence[dict[str, Any]]:
-        # Particles in a loop draw their momenta in between, so the stock ELBO draws others.
-        return [kw for kw in super().particles(program) if kw is not LOOPED]
-
-    @pytest.mark.parametrize("tempering", ["quadratic", "free", "none", "constant"])
-    def test_the_weights_average_to_the_evidence(self, tempering: str) -> None:
-        """Over the noise of position and momentum, by quadrature."""
-        elbo = self.elbo(3, 0.15, beta_0=0.6, tempering=tempering, learn=False)
-        points, weights = hermite_grid(9)
-        log_ratios = []
-        for is_positive in (False, True):
-            case, evidence = one_datum(self.half, shift=0.3, widening=1.2, is_positive=is_positive)
-            log_ratios.append(-self.half.losses_at(elbo, case, points) - evidence)
-        assert weights @ np.exp(log_ratios[0]) == pytest.approx(1.0, abs=1e-4)
-        assert weights @ log_ratios[0] < -1e-3, "too near to the posterior to tell"
-        # The same problem in unconstrained space.
-        np.testing.assert_allclose(log_ratios[1], log_ratios[0], atol=1e-9)
-
-    def test_the_bound_rises_with_the_steps(self) -> None:
-        """From a guide twice too wide; the log weights are quadratic in the noise."""
-        case, evidence = one_datum(self.half, widening=2.0)
-        points, weights = hermite_grid(3)
-        elbos = [
-            self.stock(),
-            *(self.elbo(k, 0.22, beta_0=0.3, learn=False) for k in (1, 2, 4, 8, 16)),
-        ]
-        gaps = [evidence + weights @ self.half.losses_at(elbo, case, points) for elbo in elbos]
-        assert gaps[0] == pytest.approx(1.5 - math.log(2.0), rel=1e-9)
-        assert (np.diff(gaps) < 0).all()
-        assert 0 < gaps[-1] < 0.5 * gaps[0]
-
-    @pytest.mark.parametrize("name", refused_settings.HAMILTONIAN_SETTINGS)
-    def test_settings_are_refused(self, name: str) -> None:
-        self.check_settings(refused_settings.HAMILTONIAN_SETTINGS[name])
-
-    @pytest.mark.parametrize("name", refusals.HAMILTONIAN_PROGRAMS)
-    def test_programs_are_refused(self, name: str) -> None:
-        self.check_program(refusals.HAMILTONIAN_PROGRAMS[name])
-
-
-def hermite_grid(num: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points (num², 2) and weights of the expectation over two standard normals."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(num)
-    points = np.stack(np.meshgrid(nodes, nodes, indexing="ij"), -1).reshape(-1, 2)
-    return points, np.outer(weights, weights).reshape(-1) / weights.sum() ** 2
+    @in_both("name", ["masked", "ragged"], quick=["masked"])
+    def test_masked_data_may_be_anything(self, name: str) -> None:
+        case = PROGRAMS[name](self.half)
+        masked = self.half.xp.asarray(1.0 - (MASK if name == "masked" else RAGGED)[..., None])
+        (x,) = case.args
+        for kw in self.particles(name):
+            ours = [self.added(**settings, **kw) for settings in self.masked]
+            elbos = [elbo for objective in ours for elbo in (objective, objective.base)]
+            losses = [
+                self.half.losses(elbos, case._replace(args=(data,)), count=1)[:, 0]
+                for data in (x, x + 1e6 * masked, x + 1 - masked)
+            ]
+            same, far, moved = (each[::2] - each[1::2] for each in losses)
+            np.testing.assert_allclose(far, same, rtol=1e-12)
+            assert (np.abs(moved - same) > 1e-6 * np.abs(same)).all()

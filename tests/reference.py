@@ -57,17 +57,17 @@ def mmd_squared_of_pairs(
     y_weights: Sequence[float],
     *,
     estimator: str = "unbiased",
-    num_data: int | None = None,
+    batch_size: int | None = None,
 ) -> float:
     """xx + yy - 2 xy, each the average of its own pairs."""
 
     def same_row(i: int, j: int) -> bool:
         if estimator == "biased":
             return False
-        return i == j if num_data is None else i % num_data == j % num_data
+        return i == j if batch_size is None else i % batch_size == j % batch_size
 
     def same_datum(i: int, j: int) -> bool:
-        return num_data is not None and same_row(i, j)
+        return batch_size is not None and same_row(i, j)
 
     return (
         pair_average(xx, x_weights, x_weights, same_row)
@@ -84,7 +84,7 @@ def mmd_squared(
     estimator: str = "unbiased",
     x_weights: Sequence[float] | None = None,
     y_weights: Sequence[float] | None = None,
-    num_data: int | None = None,
+    batch_size: int | None = None,
 ) -> float:
     return mmd_squared_of_pairs(
         lambda i, j: kernel(x[i], x[j]),
@@ -93,7 +93,7 @@ def mmd_squared(
         [1.0] * len(x) if x_weights is None else x_weights,
         [1.0] * len(y) if y_weights is None else y_weights,
         estimator=estimator,
-        num_data=num_data,
+        batch_size=batch_size,
     )
 
 
@@ -106,7 +106,7 @@ def mmd_squared_normal(
     *,
     x_weights: Sequence[float] | None = None,
     y_weights: Sequence[float] | None = None,
-    num_data: int | None = None,
+    batch_size: int | None = None,
 ) -> float:
     def expected(loc_a: Array, scale_a: Array, loc_b: Array, scale_b: Array) -> float:
         return sum(expected_rbf(loc_a, scale_a, loc_b, scale_b, s) for s in lengthscales)
@@ -117,5 +117,5 @@ def mmd_squared_normal(
         lambda i, j: expected(x_loc[i], x_scale[i], y_loc[j], y_scale[j]),
         [1.0] * len(x_loc) if x_weights is None else x_weights,
         [1.0] * len(y_loc) if y_weights is None else y_weights,
-        num_data=num_data,
+        batch_size=batch_size,
     )

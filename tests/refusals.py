@@ -117,7 +117,7 @@ MMD_PROGRAMS = {
     "undeclared dim": RefusedProgram(
         undeclared,
         "Site 'z' has batch shape (2, 12), of which dim -2 belongs to no plate: declare a "
-        "pyro.plate for it, or make it an event dim with .to_event()",
+        "plate for it, or make it an event dim with .to_event()",
     ),
     "masked features": RefusedProgram(
         masked_features,
@@ -176,13 +176,13 @@ INFOMAX_PROGRAMS = {
         partial(vae, batch=7),
         "Expected data(*args) of shape (7, *event), as the plates of ['z'], or of their full size; "
         "got (5, 3)",
-        lambda half: {"data": lambda: half.xp.asarray(X[:5])},
+        lambda half: {"data": lambda x: half.xp.asarray(X[:5])},
     ),
     "function of a scalar": RefusedProgram(
         vae,
         "Expected data(*args) of shape (12, *event), as the plates of ['z'], or of their full "
         "size; got ()",
-        lambda half: {"data": lambda: half.xp.asarray(0.5)},
+        lambda half: {"data": lambda x: half.xp.asarray(0.5)},
     ),
     "one row": RefusedProgram(
         ONE_ROW, f"TraceInfoMax_ELBO: no latent is left to penalise: 'z' {SINGLE_ROW}"

@@ -57,45 +57,42 @@ def vae(
     index: np.ndarray | None = None,
     mask: np.ndarray | None = None,
 ) -> Case:
-    rows = half.xp.asarray(x)
-
     @contextlib.contextmanager
     def plate() -> Iterator[Any]:
         with half.plate("data", len(x), batch=batch, index=index) as chosen, half.mask(mask):
             yield chosen
 
-    def model() -> None:
+    def model(x: Any) -> None:
         with plate() as chosen:
             z = half.sample("z", _prior(half))
-            half.sample("x", _likelihood(half, z), obs=rows[chosen])
+            half.sample("x", _likelihood(half, z), obs=x[chosen])
 
-    def guide() -> None:
+    def guide(x: Any) -> None:
         with plate() as chosen:
-            half.sample("z", _posterior(half, rows[chosen]))
+            half.sample("z", _posterior(half, x[chosen]))
 
-    return Case(model, guide)
+    return Case(model, guide, (half.xp.asarray(x),))
 
 
 def grid(half: Half, *, x: np.ndarray = SEQUENCES, mask: np.ndarray | None = None) -> Case:
     """The program of :func:`vae` with its data in two plates: the same objective."""
     rows, columns = x.shape[:2]
-    values = half.xp.asarray(x)
 
     @contextlib.contextmanager
     def plates() -> Iterator[None]:
         with half.plate("columns", columns), half.plate("rows", rows, dim=-2), half.mask(mask):
             yield
 
-    def model() -> None:
+    def model(x: Any) -> None:
         with plates():
             z = half.sample("z", _prior(half))
-            half.sample("x", _likelihood(half, z), obs=values)
+            half.sample("x", _likelihood(half, z), obs=x)
 
-    def guide() -> None:
+    def guide(x: Any) -> None:
         with plates():
-            half.sample("z", _posterior(half, values))
+            half.sample("z", _posterior(half, x))
 
-    return Case(model, guide)
+    return Case(model, guide, (half.xp.asarray(x),))
 
 
 def nested(half: Half) -> Case:

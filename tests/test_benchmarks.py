@@ -54,6 +54,7 @@ def quick_jax() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_jax")
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_smallest_form(name: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the pages of docs/ say runs, and their tables are those of the files they name."""
+"""What the pages of docs/ say runs, and their tables are of the trainings beside them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 
 import jax
 import matplotlib.pyplot as plt
+import pandas as pd
 import pyro
 import pytest
 import torch
 
-from docs.markdown_table import Column, markdown_table
+from demo.report import MEASURES
 
 DOCS = Path(__file__).parents[1] / "docs"
 # scaling_out.md needs several processes: tests/examples/ run the programs that it quotes.
@@ -50,12 +51,13 @@ def start(half: str) -> dict[str, Any]:
     return names
 
 
-@pytest.mark.parametrize("half", ["pyro", "numpyro"])
+@pytest.mark.parametrize("half", ["pyro", pytest.param("numpyro", marks=pytest.mark.slow)])
 def test_program_to_start_from_trains(half: str) -> None:
     losses = start(half)["losses"]
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:log_evidence")  # the guides are hardly trained
 @pytest.mark.filterwarnings("ignore:TraceHamiltonian_ELBO")
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page) and page != "start.md"])
@@ -93,16 +95,14 @@ def test_picture_is_drawn(picture: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert all(axes.has_data() for axes in figure.axes)
 
 
-def test_result_table_averages_over_seeds() -> None:
-    rows = [
-        {"objective": "elbo", "kl": "1.0", "loss": "7"},
-        {"objective": "mmd", "kl": "0.25", "loss": "7"},
-        {"objective": "elbo", "kl": "3.0", "loss": "7"},
-    ]
-    columns = [Column("objective", "objective"), Column("kl", "KL", ".1f")]
-    assert markdown_table(rows, columns) == [
-        "| objective | KL |",
-        "| --- | ---: |",
-        "| elbo | 2.0 ± 1.4 |",
-        "| mmd | 0.2 |",
-    ]
+@pytest.mark.parametrize(
+    ("trainings", "summary"),
+    [("demo/seeds.csv", "demo/seeds_summary.csv"), ("collapse/table.csv", "collapse/summary.csv")],
+)
+def test_summaries_are_of_the_trainings_beside_them(trainings: str, summary: str) -> None:
+    runs = pd.read_csv(DOCS / trainings).groupby("objective", sort=False)
+    shown = pd.read_csv(DOCS / summary, index_col=0)
+    for column, (heading, form) in MEASURES.items():
+        for name, values in runs[column]:
+            cell = f"{form.format(values.mean())} ± {form.format(values.std())}"
+            assert shown.loc[heading, name] == cell

@@ -13,7 +13,7 @@ CORE = "pyro_infovae._core"
 FLOORS = (
     {"_core"},
     {
-        *("_arrays", "kernels", "mmd", "mutual_information", "critics", "negatives"),
+        *("_arrays", "kernels", "mmd", "mutual_information", "critics"),
         *("tempering", "integrators"),
     },
     {"_traces", "sites", "rows", "groups"},
@@ -21,7 +21,7 @@ FLOORS = (
         *("_objectives", "penalised_elbo", "svi"),
         *("trace_mmd_elbo", "trace_infomax_elbo", "trace_hamiltonian_elbo"),
     },
-    {"_diagnostics", "_compiled_step", "_inference_data"},
+    {"_diagnostics", "_compiled_step"},
     {"diagnostics", "inference_data", "compile"},
 )
 

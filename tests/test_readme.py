@@ -40,6 +40,7 @@ def test_pyro_blocks_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert names["posterior"].posterior["z"].sizes["draw"] == 1000
 
 
+@pytest.mark.slow
 def test_numpyro_block_runs() -> None:
     (script,) = (block for block in BLOCKS if "numpyro" in block)
     names: dict[str, Any] = {}

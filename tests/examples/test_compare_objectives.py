@@ -3,6 +3,7 @@
 import csv
 import math
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -14,8 +15,8 @@ import pytest
 import torch
 from compare_objectives import OBJECTIVES, main
 
-from demo import backend
 from demo.backend import Setting
+from tests.examples.conftest import ELBO_RUN
 
 SCRIPT = Path(compare_objectives.__file__)
 FIGURES = ("code_space.png", "prior_samples.png", "manifold.png", "training_curves.png")
@@ -73,6 +74,7 @@ def test_a_backend_that_is_not_installed_gives_one_line(
     assert line.endswith("numpyro needs numpyro: pip install 'pyro-infovae[demo,numpyro]'")
 
 
+@pytest.mark.slow
 def test_the_script_runs_from_the_root(tmp_path: Path) -> None:
     path = tmp_path / "t10k-images-idx3-ubyte"
     path.write_bytes(b"damaged")
@@ -108,8 +110,11 @@ class Sources(HTMLParser):
 
 @pytest.mark.parametrize(
     ("name", "names"),
-    # The others take their time to compile.
-    [("pyro", list(OBJECTIVES)), ("numpyro", ["elbo", "infomax", "mmd+hamiltonian"])],
+    [
+        ("pyro", list(OBJECTIVES)),
+        # The others take their time to compile.
+        pytest.param("numpyro", ["elbo", "infomax", "mmd+hamiltonian"], marks=pytest.mark.slow),
+    ],
 )
 def test_a_short_run_writes_every_table_and_figure(
     tmp_path: Path,
@@ -146,15 +151,14 @@ def test_a_short_run_writes_every_table_and_figure(
     assert all(f"<th>{name}</th>" in page for name in names)
 
 
-def test_the_loss_of_the_elbo_is_its_two_terms_and_bounds_the_evidence(tmp_path: Path) -> None:
-    argv = ["--epochs=1", "--latent-dim=3", "--objectives", "elbo", "elbo", f"--out={tmp_path}"]
-    assert main(argv) == 0
-    (row,) = rows(tmp_path / "table.csv")
+def test_the_loss_of_the_elbo_is_its_two_terms_and_bounds_the_evidence(elbo_run: Path) -> None:
+    (row,) = rows(elbo_run / "table.csv")
     loss, terms = float(row["loss"]), float(row["reconstruction"]) + float(row["kl"])
     assert loss == pytest.approx(terms, rel=0.02)
     assert -float(row["log_prob"]) < loss
 
 
+@pytest.mark.slow
 def test_seeds_are_trained_in_turn_and_the_table_shows_their_spread(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -174,39 +178,40 @@ def test_seeds_are_trained_in_turn_and_the_table_shows_their_spread(
     assert spread in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_second_run_repeats_no_finished_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    elbo_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    argv = ["--epochs=1", "--objectives", "elbo", f"--out={tmp_path}"]
-    assert main(argv) == 0
-    first = (tmp_path / "table.csv").read_text(), (tmp_path / "curves.csv").read_text()
-    figures = [(tmp_path / name).read_bytes() for name in FIGURES]
-
+    out = shutil.copytree(elbo_run, tmp_path / "out")
+    argv = [*ELBO_RUN, f"--out={out}"]
     trained: list[str] = []
     elbo = OBJECTIVES["elbo"]
     monkeypatch.setitem(OBJECTIVES, "elbo", lambda b, s: trained.append("elbo") or elbo(b, s))
     assert main(argv) == 0
     assert trained == []
-    assert ((tmp_path / "table.csv").read_text(), (tmp_path / "curves.csv").read_text()) == first
-    assert [(tmp_path / name).read_bytes() for name in FIGURES] == figures
+    for name in ("table.csv", "curves.csv", *FIGURES):
+        assert (out / name).read_bytes() == (elbo_run / name).read_bytes()
 
-    assert main(["--latent-dim=3", *argv]) == 0
+    assert main([*argv, "--latent-dim=2"]) == 0
     assert trained == ["elbo"]
-    (kept,) = (tmp_path / "trainings").iterdir()
+    (kept,) = (out / "trainings").iterdir()
     kept.write_bytes(kept.read_bytes()[:100])
-    assert main(["--latent-dim=3", *argv]) == 0
+    assert main([*argv, "--latent-dim=2"]) == 0
     assert trained == ["elbo", "elbo"]
 
 
 def test_an_interrupt_keeps_what_is_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    elbo_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def interrupted(half: backend.Backend, setting: Setting) -> None:
+    def interrupted(half: object, setting: Setting) -> None:
         raise KeyboardInterrupt
 
+    out = shutil.copytree(elbo_run, tmp_path / "out")
     monkeypatch.setitem(OBJECTIVES, "interrupted", interrupted)
-    argv = ["--epochs=1", "--objectives", "elbo", "interrupted", f"--out={tmp_path}"]
-    assert main(argv) == 130
-    assert [row["objective"] for row in rows(tmp_path / "table.csv")] == ["elbo"]
-    assert all((tmp_path / name).is_file() for name in (*FIGURES, "report.html"))
+    assert main([*ELBO_RUN, "interrupted", f"--out={out}"]) == 130
+    assert [row["objective"] for row in rows(out / "table.csv")] == ["elbo"]
+    assert all((out / name).is_file() for name in (*FIGURES, "report.html"))
     assert "finished trainings are kept (1)" in capsys.readouterr().out

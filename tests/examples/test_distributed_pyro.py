@@ -70,6 +70,7 @@ def losses(checkpoint: Path) -> list[float]:
     return saved["losses"]
 
 
+@pytest.mark.slow
 def test_ranks_train_like_one_process_and_go_on_after_one_was_killed(
     start: Start, tmp_path: Path
 ) -> None:
@@ -108,6 +109,7 @@ def test_ranks_train_like_one_process_and_go_on_after_one_was_killed(
     assert losses(cut)[:EPOCHS] == pytest.approx(losses(whole), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_trains_in_one_process(objective: str, tmp_path: Path) -> None:
     options = Namespace(objective=objective, epochs=2, seed=0, resume=False)

@@ -25,6 +25,7 @@ with warnings.catch_warnings():
 SHORT = Settings(steps=3, warmup=10, draws=30, quiet=True)
 
 
+@pytest.mark.slow
 def test_it_compares_three_posteriors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -42,6 +43,7 @@ def test_it_compares_three_posteriors(
     assert flow.attrs["refine"] == "TraceHamiltonian_ELBO"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_double_precision")
 @pytest.mark.parametrize("posterior", ["guide_with_flow", "chain"])
 def test_numpyro_has_the_same_posteriors(posterior: str) -> None:

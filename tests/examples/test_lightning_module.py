@@ -21,6 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:::lightning")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
     path = tmp_path / "losses.json"
     run = subprocess.run(
@@ -38,6 +39,7 @@ def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == pytest.approx(alone, rel=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_resumed_run_goes_on_to_the_same_losses(objective: str, tmp_path: Path) -> None:
     def train(name: str, *, epochs: int, more: tuple[str, ...] = ()) -> list[float]:

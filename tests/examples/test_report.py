@@ -5,7 +5,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from compare_objectives import main
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -20,9 +19,10 @@ addEventListener("load", () => {
 
 
 @pytest.mark.skipif(BROWSER is None, reason=f"none of {', '.join(BROWSERS)} is installed")
-def test_a_browser_shows_every_figure_and_loads_nothing_else(tmp_path: Path) -> None:
-    assert main(["--epochs=1", "--objectives", "elbo", f"--out={tmp_path}", "--quiet"]) == 0
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+def test_a_browser_shows_every_figure_and_loads_nothing_else(
+    elbo_run: Path, tmp_path: Path
+) -> None:
+    page = (elbo_run / "report.html").read_text(encoding="utf-8")
     watched = tmp_path / "watched.html"
     watched.write_text(page.replace("</head>", f"{COUNT_IMAGES}</head>"), encoding="utf-8")
     assert BROWSER is not None

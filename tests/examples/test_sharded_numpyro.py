@@ -27,6 +27,7 @@ print(json.dumps(losses))
 """
 
 
+@pytest.mark.slow
 def test_four_devices_train_as_one() -> None:
     process = subprocess.run(
         [sys.executable, "-c", PROGRAM],

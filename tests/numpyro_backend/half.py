@@ -5,65 +5,25 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+import numpyro.infer.autoguide
+import numpyro.infer.reparam
 from jax import Array
+from jax.flatten_util import ravel_pytree
 from numpyro import handlers
-from numpyro.distributions import biject_to, constraints
-from numpyro.infer.elbo import ELBO
+from numpyro.distributions import constraints
+from numpyro.infer.util import compute_log_probs
+from scipy.optimize import minimize
 
 import numpyro_backend
-from tests.halves import Case, Draws, GivenNumbers, Half, Step
-
-
-@dataclass(frozen=True)
-class _Critic:
-    score: Callable[..., Any]
-    params: Mapping[str, Any]
-
-    def init(self, rng_key: Array) -> dict[str, Array]:
-        return {name: jnp.asarray(value) for name, value in self.params.items()}
-
-    def bind(self, params: Mapping[str, Array]) -> Callable[[Array, Array], Array]:
-        return partial(self.score, params)
-
-
-class _Run:
-    """A model, with the parameters of an objective, a guide, and what they start from."""
-
-    def __init__(self, objective: ELBO, case: Case) -> None:
-        wrap = getattr(objective, "wrap_model", None)
-        self.objective = objective
-        self.model = case.model if wrap is None else wrap(case.model)
-        self.guide = case.guide
-        guide = handlers.trace(handlers.seed(self.guide, 0)).get_trace()
-        model = handlers.replay(handlers.seed(self.model, 0), guide)
-        sites = {**handlers.trace(model).get_trace(), **guide}
-        params = {name: site for name, site in sites.items() if site["type"] == "param"}
-        self.transforms = {
-            name: biject_to(site["kwargs"].get("constraint", constraints.real))
-            for name, site in params.items()
-        }
-        self.params = {name: site["value"] for name, site in params.items()}
-
-    def loss(self, rng_key: Array, params: Mapping[str, Any]) -> Array:
-        return self.objective.loss(rng_key, dict(params), self.model, self.guide)
-
-    def step(self, rng_key: Array, draws: Callable[[], Draws] | None) -> tuple[Array, Any]:
-        def loss(unconstrained: Mapping[str, Any]) -> Array:
-            params = {name: self.transforms[name](value) for name, value in unconstrained.items()}
-            with contextlib.nullcontext() if draws is None else _drawing(draws()):
-                return self.loss(rng_key, params)
-
-        start = {name: self.transforms[name].inv(value) for name, value in self.params.items()}
-        return jax.value_and_grad(loss)(start)
+from tests.halves import Arrays, Case, Draws, GivenNumbers, Half, Slope, Step, Trained
+from tests.numpyro_backend.runs import Critic, Run, by_name, compiled_losses, drawing, jit
 
 
 class NumPyroHalf(Half):
@@ -73,12 +33,33 @@ class NumPyroHalf(Half):
     infer = numpyro.infer
     dist = numpyro.distributions
     xp = jnp
+    handlers = handlers
+    compiles = True
 
-    def sample(self, name: str, fn: Any, *, obs: Any = None) -> Any:
-        return numpyro.sample(name, fn, obs=obs)
+    @contextlib.contextmanager
+    def precision(self, *, double: bool) -> Iterator[None]:
+        before = jax.config.read("jax_disable_most_optimizations")
+        jax.config.update("jax_disable_most_optimizations", True)
+        with jax.enable_x64(double):
+            yield
+        jax.config.update("jax_disable_most_optimizations", before)
+
+    def unvalidated(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def sample(
+        self, name: str, fn: Any, *, obs: Any = None, obs_mask: Any = None, infer: Any = None
+    ) -> Any:
+        return numpyro.sample(name, fn, obs=obs, obs_mask=obs_mask, infer=infer)
 
     def param(self, name: str, value: Any, *, constraint: Any = None) -> Any:
         return numpyro.param(name, jnp.asarray(value), constraint=constraint or constraints.real)
+
+    def factor(self, name: str, value: Any) -> None:
+        numpyro.factor(name, value)
+
+    def deterministic(self, name: str, value: Any, *, event_dim: int = 0) -> None:
+        numpyro.deterministic(name, value)
 
     @contextlib.contextmanager
     def plate(
@@ -96,64 +77,161 @@ class NumPyroHalf(Half):
         with plate as chosen:
             yield chosen
 
-    def mask(self, mask: np.ndarray | None) -> AbstractContextManager[Any]:
+    def mask(self, mask: Any) -> AbstractContextManager[Any]:
         if mask is None:
             return contextlib.nullcontext()
         return handlers.mask(mask=jnp.asarray(mask))
 
-    def critic(self, score: Callable[..., Any], params: Mapping[str, Any]) -> Any:
-        return _Critic(score, params)
+    def scale(self, scale: float) -> AbstractContextManager[Any]:
+        return handlers.scale(scale=scale)
+
+    def init_to(self, values: Mapping[str, np.ndarray]) -> Any:
+        return numpyro.infer.init_to_value(values=dict(values))
+
+    def prepared(self, guide: Any, *args: Any) -> Any:
+        handlers.seed(guide, 0)(*args)
+        return guide
+
+    def critic(
+        self,
+        score: Callable[..., Any],
+        params: Mapping[str, Any],
+        *,
+        pairs: Callable[..., Any] | None = None,
+    ) -> Any:
+        return Critic(score, params, pairs)
 
     def steps(
         self, objectives: Sequence[Any], case: Case, *, draws: Callable[[], Draws] | None = None
     ) -> list[Step]:
         # One program of all, for its compilation takes the time.
-        steps = jax.jit(lambda key: [_Run(elbo, case).step(key, draws) for elbo in objectives])
-        return [Step(float(loss), _flat(grads)) for loss, grads in steps(jax.random.key(3))]
+        steps = jit(lambda key: [Run(elbo, case).step(key, draws) for elbo in objectives])
+        return [Step(float(loss), by_name(grads)) for loss, grads in steps(jax.random.key(3))]
+
+    def slopes(self, objective: Any, case: Case) -> dict[str, Slope]:
+        @jit
+        def both(key: Array) -> tuple[Any, Array, Array]:
+            run = Run(objective, case)
+            flat, unflatten = ravel_pytree(run.start())
+            leaves, structure = jax.tree.flatten(run.start())
+            parts = [jnp.linspace(1.0, 2.0, leaf.size) for leaf in leaves]
+            ends = np.cumsum([leaf.size for leaf in leaves])
+            directions = jnp.zeros((len(leaves), flat.size))
+            for i, (part, end) in enumerate(zip(parts, ends, strict=True)):
+                directions = directions.at[i, end - part.size : end].set(part)
+
+            def loss(flat: Array) -> Array:
+                return run.loss_at(key, unflatten(flat))
+
+            moved = jnp.concatenate([flat + 1e-5 * directions, flat - 1e-5 * directions])
+            up, down = jnp.split(jax.lax.map(loss, moved), 2)
+            names = structure.unflatten(list(range(len(leaves))))
+            return names, directions @ jax.grad(loss)(flat), (up - down) / 2e-5
+
+        names, gradients, slopes = both(jax.random.key(3))
+        return {
+            name: Slope(float(gradients[i]), float(slopes[i])) for name, i in by_name(names).items()
+        }
+
+    def minimised(
+        self, objective: Any, case: Case, *, draws: Callable[[], Draws]
+    ) -> tuple[float, Arrays]:
+        run = Run(objective, case)
+        vector, unflatten = ravel_pytree(run.start())
+
+        def loss(flat: Array) -> Array:
+            with drawing(draws()):
+                return run.loss_at(jax.random.key(0), unflatten(flat))
+
+        options = {"maxiter": 300}
+        best = minimize(jit(jax.value_and_grad(loss)), vector, jac=True, options=options)
+        end = unflatten(jnp.asarray(best.x))
+        params = {name: run.transforms[name](value) for name, value in end.items()}
+        return float(best.fun), by_name(params)
 
     def losses(self, objectives: Sequence[Any], case: Case, *, count: int) -> np.ndarray:
-        def losses(key: Array) -> list[Array]:
-            return [run.loss(key, run.params) for run in (_Run(elbo, case) for elbo in objectives)]
-
+        programs = tuple(objectives), case.model, case.guide
         keys = jax.random.split(jax.random.key(5), count)
-        return np.array(jax.jit(lambda keys: jax.lax.map(losses, keys))(keys))
+        return np.array(compiled_losses(*programs)(keys, case.args, dict(case.kwargs)))
 
     def losses_at(self, objective: Any, case: Case, noise: np.ndarray) -> np.ndarray:
         def loss(numbers: Array) -> Array:
-            run = _Run(objective, case)
-            with _drawing(GivenNumbers(numbers)):
-                return run.loss(jax.random.key(0), run.params)
+            run = Run(objective, case)
+            with drawing(GivenNumbers(numbers)):
+                return run.loss(jax.random.key(0))
 
-        return np.array(jax.jit(jax.vmap(loss))(noise))
+        return np.array(jit(jax.vmap(loss))(noise))
+
+    def seen(
+        self,
+        log: list[Any],
+        objective: Any,
+        case: Case,
+        *,
+        count: int = 1,
+        draws: Callable[[], Draws] | None = None,
+    ) -> list[Any]:
+        def run(key: Array) -> list[Any]:
+            run = Run(objective, case)
+            log.clear()
+            with contextlib.nullcontext() if draws is None else drawing(draws()):
+                run.loss(key)
+            return list(log)
+
+        entries = jit(jax.vmap(run))(jax.random.split(jax.random.key(5), count))
+        return [jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), entries) for i in range(count)]
+
+    def draw(self, guide: Any, case: Case, draws: Callable[[], Draws]) -> Arrays:
+        def values() -> Any:
+            with drawing(draws()):
+                sites = handlers.trace(handlers.seed(guide, 0)).get_trace(*case.args)
+            return {k: site["value"] for k, site in sites.items() if site["type"] == "sample"}
+
+        return {name: np.asarray(value) for name, value in jit(values)().items()}
+
+    def log_weights(self, elbo: Any, case: Case, *, draws: int) -> np.ndarray:
+        refined = elbo.refine(case.model, case.guide)
+
+        def log_weight(key: Array, params: Any) -> Array:
+            guide_key, model_key = jax.random.split(key)
+            seeded = handlers.seed(refined, guide_key)
+            guide_terms, trace = compute_log_probs(seeded, case.args, {}, params)
+            replayed = handlers.replay(handlers.seed(case.model, model_key), trace)
+            model_terms, _ = compute_log_probs(replayed, case.args, {}, params)
+            return sum(model_terms.values()) - sum(guide_terms.values())
+
+        @jit
+        def weights(keys: Array) -> Array:
+            return jax.vmap(log_weight, (0, None))(keys, Run(elbo, case).params)
+
+        return np.asarray(weights(jax.random.split(jax.random.key(1), draws)))
+
+    def trained(
+        self, objective: Any, case: Case, *, steps: int, lr: float = 1e-2, decay: float = 1.0
+    ) -> Trained:
+        optim = numpyro.optim.Adam(lambda i: lr * decay**i)
+        svi = numpyro_backend.SVI(case.model, case.guide, optim, loss=objective)
+
+        @jit
+        def train(key: Array) -> tuple[Any, Array]:
+            state = svi.init(key, *case.args, **case.kwargs)
+            update = partial(svi.update, **case.kwargs)
+            step = lambda state, _: update(state, *case.args)  # noqa: E731
+            state, losses = jax.lax.scan(step, state, length=steps)
+            return svi.get_params(state), losses
+
+        params, losses = train(jax.random.key(0))
+        return Trained(np.asarray(losses), by_name(params))
+
+    def all_scores(self, objective: Any, case: Case, x: np.ndarray, z: np.ndarray) -> np.ndarray:
+        def scores(x: Array, z: Array) -> Array:
+            critic = objective.bind_critic(Run(objective, case).params)
+            return jax.vmap(jax.vmap(critic, (None, 0)), (0, None))(x[:, None], z[:, None])
+
+        return np.asarray(jit(scores)(x, z)[..., 0])
 
     def evaluate(self, objective: Any, case: Case) -> None:
-        def loss(key: Array) -> Array:
-            run = _Run(objective, case)
-            return run.loss(key, run.params)
-
-        jax.eval_shape(loss, jax.random.key(0))
-
-
-def _flat(grads: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Gradients by the names that Pyro's param store gives them."""
-    flat = {}
-    for name, value in grads.items():
-        module = name.removesuffix("$params")
-        parts = {name: value} if module == name else {f"{module}.{k}": v for k, v in value.items()}
-        flat.update({key: np.asarray(part) for key, part in parts.items()})
-    return flat
-
-
-@contextlib.contextmanager
-def _drawing(draws: Draws) -> Iterator[None]:
-    def normal(key: Array, shape: Sequence[int] = (), *_: Any, **__: Any) -> Array:
-        return jnp.asarray(draws.normal(shape))
-
-    def randint(key: Array, shape: Sequence[int], minval: int, maxval: int, *_: Any) -> Array:
-        return jnp.asarray(draws.integers(minval, maxval, shape))
-
-    with mock.patch("jax.random.normal", normal), mock.patch("jax.random.randint", randint):
-        yield
+        jax.eval_shape(lambda key: Run(objective, case).loss(key), jax.random.key(0))
 
 
 NUMPYRO = NumPyroHalf()

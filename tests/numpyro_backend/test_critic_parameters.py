@@ -79,6 +79,9 @@ CRITICS: dict[str, Callable[[], Any]] = {
 }
 
 
+SLOW = pytest.mark.slow
+
+
 def rows(num: int = 6) -> tuple[Array, Array]:
     x, z = np.random.default_rng(0).normal(size=(2, num, 3)).astype("float32")
     return jnp.asarray(x), jnp.asarray(z[:, :2])
@@ -91,8 +94,17 @@ def called(critic: Any, params: Any, x: Array, z: Array) -> Array:
     return critic.apply(params, x, z) if hasattr(critic, "apply") else critic(x, z)
 
 
-@pytest.mark.parametrize("name", CRITICS)
+TRAINED = [
+    pytest.param(
+        name, negatives, marks=[] if (negatives == "all") == (name == "separable") else [SLOW]
+    )
+    for name in CRITICS
+    for negatives in ("shift", "all")
+]
+
+
 class TestCritics:
+    @pytest.mark.parametrize("name", CRITICS)
     def test_score_as_they_do_themselves(self, name: str) -> None:
         critic = CRITICS[name]()
         x, z = rows()
@@ -110,6 +122,7 @@ class TestCritics:
         np.testing.assert_allclose(diagonal, expected, rtol=1e-4, atol=1e-6)
         assert jnp.abs(bound).max() > 0
 
+    @pytest.mark.parametrize("name", CRITICS)
     def test_every_parameter_is_apart(self, name: str) -> None:
         """Where all of them are 0 the scores are 0, those of fixed arrays left as they are."""
         critic = CRITICS[name]()
@@ -121,7 +134,7 @@ class TestCritics:
         zero = parameters.bind(jax.tree.map(jnp.zeros_like, params))
         assert jnp.abs(zero(*rows())).max() == 0
 
-    @pytest.mark.parametrize("negatives", ["shift", "all"])
+    @pytest.mark.parametrize(("name", "negatives"), TRAINED)
     def test_are_trained_by_svi(self, name: str, negatives: str) -> None:
         """All of their parameters, and the estimate of information rises."""
         model, guide, (x,) = programs.vae(num=64)

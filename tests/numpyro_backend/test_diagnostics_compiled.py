@@ -16,7 +16,7 @@ from jax import Array
 
 from numpyro_backend import diagnostics as d
 from numpyro_backend._arrays.shared_jit import _met_before
-from numpyro_backend._inference_data.predictive_draws import PredictiveSampler
+from numpyro_backend.inference_data import _Sampler
 from tests.numpyro_backend.compilations import counting_compilations
 
 pytestmark = [
@@ -106,7 +106,7 @@ def test_evidence_of_programs_that_look_at_their_data() -> None:
 
 
 def draw_all(rng_key: Array, params: Any, model: Any, guide: Any, x: Any) -> Any:
-    sampler = PredictiveSampler.of(rng_key, params, model, guide, (x,), {})
+    sampler = _Sampler.of(rng_key, params, model, guide, (x,), {})
     return sampler.draw(jax.random.split(rng_key, 3), None).groups["posterior_predictive"]["x"]
 
 

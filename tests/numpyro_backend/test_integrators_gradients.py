@@ -31,13 +31,15 @@ from tests.numpyro_backend.potentials import (
     step_sizes,
 )
 
-pytestmark = pytest.mark.usefixtures("strict_ranks", "double_precision")
+pytestmark = pytest.mark.usefixtures("strict_ranks")
+quick = pytest.mark.usefixtures("quick_double_precision")
 
 
 def to_torch(tree: Any) -> Any:
     return jax.tree.map(lambda x: torch.tensor(x, requires_grad=True), tree)
 
 
+@quick
 @pytest.mark.parametrize(
     ("schedule", "kind"),
     [
@@ -109,6 +111,7 @@ def flow_loss(
     return sum(ends) + energy
 
 
+@quick
 def test_steps_cost_one_gradient_each_and_one_more() -> None:
     calls: list[int] = []
 
@@ -118,11 +121,13 @@ def test_steps_cost_one_gradient_each_and_one_more() -> None:
 
     u, rho = jax.tree.map(jnp.asarray, random_state())
     beta = tempering.inverse_temperatures(0.3, NUM_STEPS)
-    jax.block_until_ready(integrators.tempered_leapfrog(u, rho, counted, beta, step_size=0.1))
+    flow = jax.jit(lambda: integrators.tempered_leapfrog(u, rho, counted, beta, step_size=0.1))
+    jax.block_until_ready(flow())
     jax.effects_barrier()
     assert len(calls) == NUM_STEPS + 1
 
 
+@pytest.mark.usefixtures("double_precision")
 @pytest.mark.parametrize("constant", [True, False])
 def test_memory_of_ten_steps_is_that_of_one(
     constant: bool, monkeypatch: pytest.MonkeyPatch

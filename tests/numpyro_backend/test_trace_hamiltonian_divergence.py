@@ -14,8 +14,10 @@ from numpyro.optim import Adam
 
 import numpyro_backend
 from numpyro_backend import TraceHamiltonian_ELBO
-from tests.numpyro_backend.flows import fixed
+from tests.numpyro_backend.half import NUMPYRO
+from tests.numpyro_backend.runs import jit
 from tests.numpyro_backend.steps import Params
+from tests.objectives.flows import fixed
 
 pytestmark = pytest.mark.usefixtures("quick_double_precision")
 
@@ -33,7 +35,7 @@ def test_stable_update_leaves_a_divergence_out() -> None:
     elbo = TraceHamiltonian_ELBO(10, 0.4, max_step_size=5.0)
     svi = numpyro_backend.SVI(model, guide, Adam(1e-2), elbo)
 
-    @jax.jit
+    @jit
     def step() -> tuple[Params, Params, Params, Array]:
         state = svi.init(jax.random.key(0))
         (spoilt, _), (after, loss) = svi.update(state), svi.stable_update(state)
@@ -56,9 +58,11 @@ def test_a_row_that_diverged_stays_where_it_was_drawn() -> None:
         with numpyro.plate("data", 2):
             numpyro.sample("z", dist.Normal(0.0, 1.0))
 
-    @jax.jit
+    @jit
     def draw() -> tuple[Array, Array, Array]:
-        site = handlers.trace(handlers.seed(fixed().refine(model, guide), 0)).get_trace()["z"]
+        site = handlers.trace(handlers.seed(fixed(NUMPYRO).refine(model, guide), 0)).get_trace()[
+            "z"
+        ]
         start = handlers.trace(handlers.seed(guide, 0)).get_trace()["z"]["value"]
         return start, site["value"], site["fn"].log_prob(site["value"])
 

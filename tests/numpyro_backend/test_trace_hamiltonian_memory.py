@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import pytest
 from jax import Array
 
-from numpyro_backend import TraceHamiltonian_ELBO
-from tests.numpyro_backend.programs import Programs
-from tests.numpyro_backend.steps import Params, initial, wrapped
+from numpyro_backend import SVI, TraceHamiltonian_ELBO
+from tests.numpyro_backend.runs import jit
+from tests.numpyro_backend.steps import Params
+
+pytestmark = pytest.mark.usefixtures("quick_double_precision")
 
 
 def test_memory_does_not_grow_with_the_steps() -> None:
@@ -36,15 +37,16 @@ def test_memory_does_not_grow_with_the_steps() -> None:
             loc = dense("loc", (256, 20), hidden)
             numpyro.sample("z", dist.Normal(loc, scale).to_event(1))
 
-    args = (np.zeros((128, 784), np.float32),)
+    x, key = np.zeros((128, 784), np.float32), jax.random.key(0)
     memory = []
     for num_steps in (1, 50):
         elbo = TraceHamiltonian_ELBO(num_steps)
-        case = wrapped(elbo, Programs(model, guide, args))
+        svi = SVI(model, guide, numpyro.optim.Adam(1e-3), elbo)
+        params = jax.eval_shape(lambda svi=svi: svi.get_params(svi.init(key, x)))
 
-        def loss(params: Params, elbo: TraceHamiltonian_ELBO = elbo, case: Any = case) -> Array:
-            return elbo.loss(jax.random.key(0), params, *case[:2], *case.args)
+        def loss(params: Params, elbo: TraceHamiltonian_ELBO = elbo) -> Array:
+            return elbo.loss(key, params, model, guide, x)
 
-        compiled = jax.jit(jax.value_and_grad(loss)).lower(initial(case)).compile()
+        compiled = jit(jax.value_and_grad(loss)).lower(params).compile()
         memory.append(compiled.memory_analysis().temp_size_in_bytes)
     assert memory[1] < 1.5 * memory[0]

@@ -19,17 +19,23 @@ from numpyro.infer.util import log_density
 from numpyro.optim import Adam
 
 import numpyro_backend
-from numpyro_backend import TraceMMD_ELBO
+from numpyro_backend import ConcatCritic, TraceMMD_ELBO
 from numpyro_backend.trace_infomax_elbo import TraceInfoMax_ELBO
 from tests.numpyro_backend import programs
 from tests.numpyro_backend.programs import Programs
-from tests.numpyro_backend.recording import CRITIC, concat, evaluate
-from tests.numpyro_backend.steps import CASES, Params, WithParameter, evaluate_shapes
+from tests.numpyro_backend.runs import jit
+from tests.numpyro_backend.steps import Params, WithParameter, evaluate_shapes
+
+CRITIC = "critic$params"
 
 pytestmark = [
     pytest.mark.usefixtures("quick_double_precision"),
     pytest.mark.filterwarnings("ignore:TraceInfoMax_ELBO estimates mutual information"),
 ]
+
+
+def concat(x_dim: int = 3, *, width: int = 8) -> ConcatCritic:
+    return ConcatCritic(x_dim, 2, hidden=(width,), activation=jnp.tanh)
 
 
 class Linen(linen.Module):
@@ -44,7 +50,7 @@ class Linen(linen.Module):
 def declared(objective: Any, case: Programs) -> Params:
     """What SVI trains."""
     svi = numpyro_backend.SVI(case.model, case.guide, Adam(1e-2), loss=objective)
-    return jax.jit(lambda key: svi.get_params(svi.init(key, *case.args)))(jax.random.key(0))
+    return jit(lambda key: svi.get_params(svi.init(key, *case.args)))(jax.random.key(0))
 
 
 def _mixture_prior() -> Programs:
@@ -151,7 +157,7 @@ def test_a_model_runs_elsewhere_too() -> None:
     x = programs.data(12, 2)
     program = TraceInfoMax_ELBO(concat(2)).wrap_model(model)
     predictive = Predictive(program, num_samples=3)
-    assert jax.jit(predictive)(jax.random.key(0))["x"].shape == (3, 12, 2)
+    assert jit(predictive)(jax.random.key(0))["x"].shape == (3, 12, 2)
     density, _ = log_density(program, (x,), {}, {"z": jnp.zeros((12, 2))})
     expected, _ = log_density(model, (x,), {}, {"z": jnp.zeros((12, 2))})
     assert density == expected
@@ -168,6 +174,7 @@ def test_numpyros_own_svi_needs_the_wrapped_model() -> None:
         svi.run(jax.random.key(0), 1, *case.args, progress_bar=False)
 
 
+@pytest.mark.slow
 def test_with_numpyros_own_svi_and_with_a_progress_bar() -> None:
     case, objective = programs.vae(num=80, batch=64), TraceInfoMax_ELBO(Linen())
     ours = numpyro_backend.SVI(case.model, case.guide, Adam(1e-2), loss=objective)
@@ -180,7 +187,7 @@ def test_with_numpyros_own_svi_and_with_a_progress_bar() -> None:
     np.testing.assert_allclose(results[0].losses, results[1].losses, rtol=1e-9)
     assert results[0].losses[-10:].mean() < results[0].losses[:10].mean()
 
-    @jax.jit
+    @jit
     def evaluated() -> list[Array]:
         pairs = zip((ours, stock), results, strict=True)
         return [svi.evaluate(result.state, *case.args) for svi, result in pairs]
@@ -193,7 +200,7 @@ def test_resumes_from_saved_parameters() -> None:
     svi = numpyro_backend.SVI(case.model, case.guide, Adam(1e-2), loss=TraceInfoMax_ELBO(concat()))
     params = declared(TraceInfoMax_ELBO(concat()), case)
     params = jax.tree.map(lambda leaf: 2 * leaf, params)
-    start = jax.jit(lambda: svi.init(jax.random.key(1), *case.args, init_params=params))()
+    start = jit(lambda: svi.init(jax.random.key(1), *case.args, init_params=params))()
     resumed = svi.get_params(start)
     jax.tree.map(np.testing.assert_allclose, resumed[CRITIC], params[CRITIC])
 
@@ -204,9 +211,9 @@ def test_a_model_that_does_not_declare_the_critic() -> None:
         match=r"TraceInfoMax_ELBO: Expected the critic's parameters 'critic\$params'; got "
         r"\['loc'\]: use numpyro_backend.SVI, or pass elbo.wrap_model\(model\) for the model",
     ):
-        evaluate(TraceInfoMax_ELBO(concat()), CASES["plain"], {"loc": jnp.zeros(())})
+        evaluate_shapes(TraceInfoMax_ELBO(concat()), programs.vae(), {"loc": jnp.zeros(())})
     with pytest.raises(ValueError, match=r"'mine\$params'; got \[\]"):
-        evaluate_shapes(TraceInfoMax_ELBO(concat(), name="mine"), CASES["plain"])
+        evaluate_shapes(TraceInfoMax_ELBO(concat(), name="mine"), programs.vae())
 
 
 def test_an_earlier_critic_of_another_shape() -> None:
@@ -216,4 +223,4 @@ def test_an_earlier_critic_of_another_shape() -> None:
         match=r"'critic\$params' with shape \(9,\) at \['first'\]\['bias'\]; got shape "
         r"\(8,\) of an earlier critic: initialise SVI anew, or pass another name=",
     ):
-        evaluate(TraceInfoMax_ELBO(concat(width=9)), CASES["plain"], params)
+        evaluate_shapes(TraceInfoMax_ELBO(concat(width=9)), programs.vae(), params)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import pyro
@@ -41,19 +43,25 @@ class Net(nn.Module):
             pyro.sample("z", dist.Normal(self.encoder(x), 0.5).to_event(1))
 
 
-def same_as_svi(run: Callable[[type], Any], *, tolerance: float = 1e-6) -> Any:
-    """Check that a run gives the same with either class, parameters included, and return it."""
-    results = []
-    for svi in (SVI, CompiledSVI):
-        pyro.clear_param_store()
-        pyro.set_rng_seed(3)
-        result = run(svi)
-        parameters = {name: p.detach().clone() for name, p in pyro.get_param_store().items()}
-        results.append((result, parameters))
-    expected, ours = results
-    assert expected[1]
-    torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)
-    return ours[0]
+def like_svi(run: Callable[..., Any], *, tolerance: float = 1e-6) -> Callable[..., None]:
+    """A test that a run gives the same with either class, parameters included."""
+
+    @wraps(run)
+    def test(**arguments: Any) -> None:
+        results = []
+        for svi in (SVI, CompiledSVI):
+            pyro.clear_param_store()
+            pyro.set_rng_seed(3)
+            result = run(svi, **arguments)
+            parameters = {name: p.detach().clone() for name, p in pyro.get_param_store().items()}
+            results.append((result, parameters))
+        expected, ours = results
+        assert expected[1]
+        torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)
+
+    given = [p for name, p in inspect.signature(run).parameters.items() if name != "svi"]
+    test.__signature__ = inspect.Signature(given)  # type: ignore[attr-defined]
+    return test
 
 
 def adam() -> Any:

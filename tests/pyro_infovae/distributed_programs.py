@@ -21,7 +21,8 @@ from pyro_infovae import (
     TraceInfoMax_ELBO,
     TraceMMD_ELBO,
 )
-from pyro_infovae.rows import Rows
+from pyro_infovae.groups import Group, Rows
+from pyro_infovae.penalised_elbo import PenalisedELBO
 
 DIM, LATENT, ITEMS = 5, 2, 7
 
@@ -154,7 +155,7 @@ def _random_moments(rows: Rows) -> Tensor:
     direction = torch.randint(1, 9, (LATENT,)).to(rows.values)
     weights = torch.ones(len(rows.values)) if rows.weights is None else rows.weights
     projected = rows.values @ direction + rows.data["x"].mean(-1)
-    return rows.total * ((weights * projected).sum() / weights.sum()).square()
+    return rows.num_data * ((weights * projected).sum() / weights.sum()).square()
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,16 @@ class Case:
 
 def _masked() -> Programs:
     return vae(masked=True)
+
+
+class _Spread(PenalisedELBO):
+    """How far the rows are spread around the prior's mean: no sum over the ranks."""
+
+    kl_weight = 1.0
+
+    def penalty(self, groups: list[Group]) -> Tensor:
+        (group,) = groups
+        return (group.posterior.values - group.prior().values.mean(0)).square().mean().sqrt()
 
 
 CASES = {
@@ -205,6 +216,7 @@ CASES = {
             0.5, 10.0, base=TraceHamiltonian_ELBO(num_steps=2, step_size=0.05), gather=g
         )
     ),
+    "a subclass that knows of no ranks": Case(lambda g: _Spread(gather=g)),
     "infomax": Case(lambda g: TraceInfoMax_ELBO(_concat(), alpha=0.5, gather=g)),
     "infomax, masks, particles, all pairs": Case(
         lambda g: TraceInfoMax_ELBO(

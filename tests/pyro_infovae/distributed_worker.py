@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pyro_infovae._arrays.gathering import gather_rows
 from pyro_infovae._traces.gathered_rows import gather
-from pyro_infovae.rows import Rows
+from pyro_infovae.groups import Rows
 from tests.pyro_infovae.distributed_programs import CASES, DIM, Case
 
 DATA, BATCH, STEPS = 24, 12, 3
@@ -172,14 +172,14 @@ class _AveragingAdam(pyro.optim.PyroOptim):
 
 def refusals(share: Share) -> dict[str, str]:
     """What ranks that disagree are told."""
-    alike = Rows({"z": torch.ones(4, 2)}, weights=None, num_data=4, total=24)
+    alike = Rows({"z": torch.ones(4, 2)}, weights=None, batch_size=4, num_data=24)
     first = share.rank == 0
     cases = {
         "rows": alike if first else Rows({"z": torch.ones(3, 2)}, None, 3, 24),
         "features": alike if first else replace(alike, latents={"z": torch.ones(4, 3)}),
         "dtype": alike if first else replace(alike, latents={"z": torch.ones(4, 2).float()}),
-        "plate": alike if first else replace(alike, total=12),
-        "whole": replace(alike, total=4),
+        "plate": alike if first else replace(alike, num_data=12),
+        "whole": replace(alike, num_data=4),
     }
     messages = {}
     for name, rows in cases.items():
@@ -199,9 +199,9 @@ def gathered(share: Share) -> dict[str, Any]:
     everything = gather_rows(own, 2)
     (torch.arange(len(everything))[:, None] * everything).sum().backward()
     return {
-        "weights": gather(rows)[0].weights,
+        "weights": gather(rows).weights,
         "gradient": own.grad,
-        "outside plates": gather(replace(rows, num_data=None, total=1))[0],
+        "outside plates": gather(replace(rows, batch_size=None, num_data=1)),
         "dtypes": {
             dtype: gather_rows(numbers.T.to(dtype), 2)
             for dtype in (torch.bool, torch.int16, torch.bfloat16, torch.float32, torch.complex64)
@@ -209,8 +209,8 @@ def gathered(share: Share) -> dict[str, Any]:
     }
 
 
-def main(rank: int, world: int, folder: Path) -> None:
-    """Train every case, and save what it gave."""
+def main(rank: int, world: int, folder: Path, names: Sequence[str]) -> None:
+    """Train the cases, and save what they gave."""
     torch.set_default_dtype(torch.float64)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.distributed.init_process_group(
@@ -220,7 +220,7 @@ def main(rank: int, world: int, folder: Path) -> None:
         world_size=world,
         timeout=datetime.timedelta(seconds=60),
     )
-    trained = {name: train(case, Share(rank, world), gather=True) for name, case in CASES.items()}
+    trained = {name: train(CASES[name], Share(rank, world), gather=True) for name in names}
     apart = train(CASES["mmd"], Share(rank, world), gather=False)
     told = refusals(Share(rank, world))
     torch.save((trained, apart, told, gathered(Share(rank, world))), folder / f"{rank}.pt")

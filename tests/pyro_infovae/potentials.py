@@ -1,12 +1,11 @@
 """A nonlinear potential, and two ways to its gradient."""
 
 from collections.abc import Callable
-from functools import partial
 
+import torch
 from torch import Tensor
 
 from pyro_infovae._arrays.checkpointing import checkpointed_gradient
-from pyro_infovae.integrators import potential_grad
 
 Sites = dict[str, Tensor]
 
@@ -19,7 +18,15 @@ def quartic(u: Sites) -> Tensor:
 
 
 def force_of(potential: Callable[[Sites], Tensor]) -> Callable[[Sites], tuple[Sites, Tensor]]:
-    return partial(potential_grad, potential)
+    def gradient(u: Sites) -> tuple[Sites, Tensor]:
+        with torch.enable_grad():
+            own = {site: value.view_as(value) for site, value in u.items()}
+            own = {s: v if v.requires_grad else v.requires_grad_() for s, v in own.items()}
+            energy = potential(own)
+            gradients = torch.autograd.grad(energy, tuple(own.values()), create_graph=True)
+        return dict(zip(own, gradients, strict=True)), energy
+
+    return gradient
 
 
 def recomputed(potential: Callable[[Sites], Tensor]) -> Callable[[Sites], tuple[Sites, Tensor]]:

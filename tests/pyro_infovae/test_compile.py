@@ -10,22 +10,22 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
 
 from pyro_infovae import SeparableCritic, TraceHamiltonian_ELBO, TraceInfoMax_ELBO, TraceMMD_ELBO
 from pyro_infovae.compile import CompiledSVI
-from tests.pyro_infovae.compiled_steps import Net, adam, same_as_svi
-from tests.pyro_infovae.programs import Programs, covariate_prior, data, hierarchical, vae
+from tests.pyro_infovae.compiled_steps import Net, adam, like_svi
+from tests.pyro_infovae.programs import Programs, covariate_prior, data, hierarchical, mixture, vae
 
 pytestmark = pytest.mark.filterwarnings("ignore:TraceInfoMax_ELBO estimates mutual information")
 
 
-def critic() -> SeparableCritic:
+def critic(x_dim: int = 3, z_dim: int = 2) -> SeparableCritic:
     torch.manual_seed(1)
-    return SeparableCritic(x_dim=3, z_dim=2, hidden=(5,), embed_dim=3)
+    return SeparableCritic(x_dim=x_dim, z_dim=z_dim, hidden=(5,), embed_dim=3)
 
 
 def learned_prior() -> Programs:
@@ -41,6 +41,33 @@ def learned_prior() -> Programs:
     return Programs(model, vae(batch=5).guide, (data(),))
 
 
+def in_guide() -> Programs:
+    model, guide, args = mixture(learned_prior=True)
+    return Programs(model, config_enumerate(guide, "parallel"), args)
+
+
+def in_model() -> Programs:
+    return mixture(learned_prior=True, enumerate_in_model=True)
+
+
+def impossible_values() -> Programs:
+    """A guide that gives the value 2 no probability."""
+    model, _, args = mixture(learned_prior=True)
+
+    @config_enumerate
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            weight = pyro.param("weight", torch.tensor(0.8))
+            impossible = torch.full_like(x[:, 0], -torch.inf)
+            logits = torch.stack([weight * x[:, 0], 0 * x[:, 0], impossible], -1)
+            y = pyro.sample("y", dist.Categorical(logits=logits))
+            pyro.sample("z", dist.Normal(weight * x[:, 0] + y - 1, 0.4))
+
+    return Programs(model, guide, args)
+
+
+ENUMERATED = partial(TraceEnum_ELBO, max_plate_nesting=1)
+PARTICLES = partial(ENUMERATED, num_particles=3, vectorize_particles=True)
 OBJECTIVES: dict[str, Callable[[], ELBO]] = {
     "Trace": Trace_ELBO,
     "TraceMeanField": TraceMeanField_ELBO,
@@ -57,63 +84,70 @@ OBJECTIVES: dict[str, Callable[[], ELBO]] = {
     "Hamiltonian": partial(TraceHamiltonian_ELBO, 2, 0.05),
     "MMD of Hamiltonian": lambda: TraceMMD_ELBO(0.0, 20.0, base=TraceHamiltonian_ELBO(1)),
 }
+OBJECTIVES_OF_ENUMERATED: dict[str, Callable[[], ELBO]] = {
+    "alone": ENUMERATED,
+    "several particles": PARTICLES,
+    "MMD": lambda: TraceMMD_ELBO(0.0, 20.0, base=ENUMERATED()),
+    "MMD of several particles": lambda: TraceMMD_ELBO(0.0, 20.0, base=PARTICLES()),
+    "InfoMax of enumerated": lambda: TraceInfoMax_ELBO(critic(1, 1), 0.7, base=ENUMERATED()),
+}
 
 
-@pytest.mark.parametrize("program", [vae, covariate_prior, hierarchical])
-def test_every_program(program: Callable[[], Programs]) -> None:
-    model, guide, args = program()
+@pytest.mark.parametrize(
+    ("program", "objective"),
+    [
+        *((program, "unbiased") for program in (vae, covariate_prior, hierarchical)),
+        *((learned_prior, objective) for objective in OBJECTIVES),
+        *((in_guide, objective) for objective in OBJECTIVES_OF_ENUMERATED),
+        *((in_model, objective) for objective in OBJECTIVES_OF_ENUMERATED),
+        (impossible_values, "alone"),
+    ],
+)
+@like_svi
+def test_every_program_and_objective(
+    svi: type, program: Callable[[], Programs], objective: str
+) -> Any:
+    model, guide, (x,) = program()
+    runs: list[int] = []
 
-    def run(svi: type) -> list[float]:
-        steps = svi(model, guide, adam(), TraceMMD_ELBO())
-        return [steps.step(*args) for _ in range(20)]
+    def counted(x: Tensor) -> None:
+        runs.append(1)
+        guide(x)
 
-    assert len(set(same_as_svi(run))) == 20
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_every_objective(objective: str) -> None:
-    model, guide, args = learned_prior()
-
-    def run(svi: type) -> list[float]:
-        steps = svi(model, guide, adam(), OBJECTIVES[objective]())
-        return [steps.step(*args) for _ in range(20)]
-
-    assert len(set(same_as_svi(run))) == 20
+    steps = svi(model, counted, adam(), {**OBJECTIVES, **OBJECTIVES_OF_ENUMERATED}[objective]())
+    losses = [steps.step(x) for _ in range(2)]
+    before = len(runs)
+    losses += [steps.step(x) for _ in range(5)]
+    assert (len(runs) == before) == (svi is CompiledSVI)
+    assert torch.tensor(losses).isfinite().all()
+    assert len(set(losses)) == len(losses)
+    return losses
 
 
 @pytest.mark.parametrize("objective", ["TraceMeanField", "unbiased", "Hamiltonian"])
-def test_gradients_reach_hooks_as_they_do_in_backward(objective: str) -> None:
+@like_svi
+def test_gradients_reach_hooks_as_they_do_in_backward(svi: type, objective: str) -> Any:
     model, guide, args = learned_prior()
-
-    def run(svi: type) -> list[Any]:
-        steps = svi(model, guide, adam(), OBJECTIVES[objective]())
+    steps = svi(model, guide, adam(), OBJECTIVES[objective]())
+    steps.step(*args)
+    seen: list[Tensor] = []
+    leaves = pyro.get_param_store()._params
+    for leaf in leaves.values():
+        leaf.register_hook(lambda gradient: seen.append(gradient.clone()))
+    leaves["prior"].register_hook(lambda gradient: gradient.clamp(-0.1, 0.1))
+    leaves["prior"].register_post_accumulate_grad_hook(lambda leaf: seen.append(leaf.grad.clone()))
+    for _ in range(4):
         steps.step(*args)
-        seen: list[Tensor] = []
-        leaves = pyro.get_param_store()._params
-        for leaf in leaves.values():
-            leaf.register_hook(lambda gradient: seen.append(gradient.clone()))
-        leaves["prior"].register_hook(lambda gradient: gradient.clamp(-0.1, 0.1))
-        leaves["prior"].register_post_accumulate_grad_hook(
-            lambda leaf: seen.append(leaf.grad.clone())
-        )
-        for _ in range(4):
-            steps.step(*args)
-        assert len(seen) == 4 * (len(leaves) + 1)
-        return sorted(seen, key=lambda gradient: gradient.sum().item())
-
-    same_as_svi(run)
+    assert len(seen) == 4 * (len(leaves) + 1)
+    return sorted(seen, key=lambda gradient: gradient.sum().item())
 
 
-def test_a_flow_that_draws_random_numbers() -> None:
-    x = data(8)
-
-    def run(svi: type) -> list[float]:
-        net = Net()
-        net.decoder = nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.5))
-        steps = svi(net.model, net.guide, adam(), TraceHamiltonian_ELBO(2, 0.05))
-        return [steps.step(x) for _ in range(4)]
-
-    same_as_svi(run)
+@like_svi
+def test_a_flow_that_draws_random_numbers(svi: type) -> Any:
+    net = Net()
+    net.decoder = nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.5))
+    steps = svi(net.model, net.guide, adam(), TraceHamiltonian_ELBO(2, 0.05))
+    return [steps.step(data(8)) for _ in range(4)]
 
 
 def test_tensor_weights_of_every_objective_mean_what_numbers_do() -> None:
@@ -133,25 +167,20 @@ def test_tensor_weights_of_every_objective_mean_what_numbers_do() -> None:
 
 
 @pytest.mark.parametrize("guide", [AutoNormal, AutoMultivariateNormal])
-def test_guides_that_make_themselves(guide: type) -> None:
-    x = data(8)
-
+@like_svi
+def test_guides_that_make_themselves(svi: type, guide: type) -> Any:
     def model(x: Tensor) -> None:
         loc = pyro.sample("loc", dist.Normal(torch.zeros(3), 1.0).to_event(1))
         scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(loc, scale).to_event(1), obs=x)
 
-    def run(svi: type) -> list[float]:
-        steps = svi(model, guide(model), adam(), Trace_ELBO(num_particles=2))
-        return [steps.step(x) for _ in range(6)]
-
-    same_as_svi(run)
+    steps = svi(model, guide(model), adam(), Trace_ELBO(num_particles=2))
+    return [steps.step(data(8)) for _ in range(6)]
 
 
-def test_latents_without_rsample() -> None:
-    x = data(8)[:, 0]
-
+@like_svi
+def test_latents_without_rsample(svi: type) -> Any:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             y = pyro.sample("y", dist.Bernoulli(0.4))
@@ -161,50 +190,38 @@ def test_latents_without_rsample() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("y", dist.Bernoulli(logits=pyro.param("w", torch.tensor(0.4)) * x))
 
-    def run(svi: type) -> list[float]:
-        steps = svi(model, guide, adam(), Trace_ELBO())
-        return [steps.step(x) for _ in range(6)]
-
-    same_as_svi(run)
+    steps = svi(model, guide, adam(), Trace_ELBO())
+    return [steps.step(data(8)[:, 0]) for _ in range(6)]
 
 
-def test_a_loss_that_is_not_finite_is_left_to_pyro() -> None:
+@like_svi
+def test_a_loss_that_is_not_finite_is_left_to_pyro(svi: type) -> Any:
     x = data(8)
     broken = x.clone()
     broken[3] = float("nan")
-
-    def run(svi: type) -> list[float]:
-        net = Net()
-        steps = svi(net.model, net.guide, adam(), TraceHamiltonian_ELBO(1))
-        losses = [steps.step(x) for _ in range(3)]
-        with pyro.validation_enabled(False), pytest.warns(UserWarning, match="gradient is left"):
-            steps.step(broken)
-        return losses + [steps.step(x) for _ in range(3)]
-
-    same_as_svi(run)
+    net = Net()
+    steps = svi(net.model, net.guide, adam(), TraceHamiltonian_ELBO(1))
+    losses = [steps.step(x) for _ in range(3)]
+    with pyro.validation_enabled(False), pytest.warns(UserWarning, match="gradient is left"):
+        steps.step(broken)
+    return losses + [steps.step(x) for _ in range(3)]
 
 
-def test_evaluate_loss_is_that_of_svi() -> None:
+@like_svi
+def test_evaluate_loss_is_that_of_svi(svi: type) -> Any:
     model, guide, args = vae()
-
-    def run(svi: type) -> list[float]:
-        steps = svi(model, guide, adam(), TraceMMD_ELBO())
-        steps.step(*args)
-        return [steps.evaluate_loss(*args)]
-
-    same_as_svi(run)
+    steps = svi(model, guide, adam(), TraceMMD_ELBO())
+    steps.step(*args)
+    return steps.evaluate_loss(*args)
 
 
+@pytest.mark.slow
 # Of torch's own making, in its compiler.
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-def test_inductor_computes_the_same() -> None:
+@partial(like_svi, tolerance=1e-5)
+def test_inductor_computes_the_same(svi: type) -> Any:
     torch.set_default_dtype(torch.float32)
-    x = data(8).float()
-
-    def run(svi: type) -> list[float]:
-        net = Net()
-        backend = {"backend": "inductor"} if svi is CompiledSVI else {}
-        steps = svi(net.model, net.guide, adam(), TraceMMD_ELBO(1.0, 20.0), **backend)
-        return [steps.step(x) for _ in range(10)]
-
-    same_as_svi(run, tolerance=1e-5)
+    net = Net()
+    backend = {"backend": "inductor"} if svi is CompiledSVI else {}
+    steps = svi(net.model, net.guide, adam(), TraceMMD_ELBO(1.0, 20.0), **backend)
+    return [steps.step(data(8).float()) for _ in range(10)]

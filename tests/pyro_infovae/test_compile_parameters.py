@@ -17,58 +17,48 @@ from torch import Tensor, nn
 
 from pyro_infovae import TraceMMD_ELBO
 from pyro_infovae.compile import CompiledSVI
-from tests.pyro_infovae.compiled_steps import Net, adam, same_as_svi
+from tests.pyro_infovae.compiled_steps import Net, adam, like_svi
 from tests.pyro_infovae.programs import data, vae
 
 
-def test_buffers_are_updated_once_a_step_and_follow_train_and_eval() -> None:
-    x = data(8)
-
-    def run(svi: type) -> Any:
-        net = Net(nn.BatchNorm1d(4), nn.Dropout(0.3))
-        steps = svi(net.model, net.guide, adam(), TraceMMD_ELBO())
-        losses = [steps.step(x) for _ in range(5)]
-        statistics = {name: buffer.clone() for name, buffer in net.named_buffers()}
-        net.eval()
-        losses += [steps.step(x) for _ in range(3)]
-        net.train()
-        losses += [steps.step(x) for _ in range(2)]
-        return losses, statistics, dict(net.named_buffers())
-
-    _, statistics, buffers = same_as_svi(run)
-    assert statistics["encoder.1.num_batches_tracked"] == 5
-    assert buffers["encoder.1.num_batches_tracked"] == 7
+@like_svi
+def test_buffers_are_updated_once_a_step_and_follow_train_and_eval(svi: type) -> Any:
+    x, net = data(8), Net(nn.BatchNorm1d(4), nn.Dropout(0.3))
+    steps = svi(net.model, net.guide, adam(), TraceMMD_ELBO())
+    tracked = net.encoder[1].num_batches_tracked
+    losses = [steps.step(x) for _ in range(5)]
+    statistics = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    assert tracked == 5
+    net.eval()
+    losses += [steps.step(x) for _ in range(3)]
+    net.train()
+    losses += [steps.step(x) for _ in range(2)]
+    assert tracked == 7
+    return losses, statistics, dict(net.named_buffers())
 
 
-def test_parameters_may_be_frozen_and_freed() -> None:
-    x = data(8)
-
-    def run(svi: type) -> list[float]:
-        net = Net()
-        steps = svi(net.model, net.guide, adam(), Trace_ELBO())
-        losses = []
+@like_svi
+def test_parameters_may_be_frozen_and_freed(svi: type) -> Any:
+    x, net = data(8), Net()
+    steps = svi(net.model, net.guide, adam(), Trace_ELBO())
+    losses = []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "decoder.weight was not registered")
         for requires_grad in (True, False, True):
             net.decoder.weight.requires_grad_(requires_grad)
             losses += [steps.step(x) for _ in range(3)]
-        return losses
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "decoder.weight was not registered")
-        same_as_svi(run)
+    return losses
 
 
-def test_parameters_may_be_replaced() -> None:
+@like_svi
+def test_parameters_may_be_replaced(svi: type) -> Any:
     model, guide, args = vae()
-
-    def run(svi: type) -> list[float]:
-        steps = svi(model, guide, adam(), Trace_ELBO())
-        losses = [steps.step(*args) for _ in range(3)]
-        pyro.get_param_store()["scale"] = torch.tensor([0.2, 3.0])
-        losses += [steps.step(*args) for _ in range(3)]
-        pyro.clear_param_store()
-        return losses + [steps.step(*args) for _ in range(3)]
-
-    same_as_svi(run)
+    steps = svi(model, guide, adam(), Trace_ELBO())
+    losses = [steps.step(*args) for _ in range(3)]
+    pyro.get_param_store()["scale"] = torch.tensor([0.2, 3.0])
+    losses += [steps.step(*args) for _ in range(3)]
+    pyro.clear_param_store()
+    return losses + [steps.step(*args) for _ in range(3)]
 
 
 @pytest.mark.parametrize(
@@ -83,70 +73,52 @@ def test_parameters_may_be_replaced() -> None:
     ],
     ids=["per parameter", "clipped norm", "clipped", "scheduled"],
 )
-def test_optimisers_of_pyro(optim: Callable[[], Any]) -> None:
-    x = data(8)
-
-    def run(svi: type) -> Any:
-        net, optimiser = Net(), optim()
-        steps = svi(net.model, net.guide, optimiser, TraceMMD_ELBO(1.0, 20.0))
-        losses = []
-        for _ in range(6):
-            losses.append(steps.step(x))
-            if isinstance(optimiser, pyro.optim.PyroLRScheduler):
-                optimiser.step()
-        return losses
-
-    same_as_svi(run)
+@like_svi
+def test_optimisers_of_pyro(svi: type, optim: Callable[[], Any]) -> Any:
+    x, net, optimiser = data(8), Net(), optim()
+    steps = svi(net.model, net.guide, optimiser, TraceMMD_ELBO(1.0, 20.0))
+    losses = []
+    for _ in range(6):
+        losses.append(steps.step(x))
+        if isinstance(optimiser, pyro.optim.PyroLRScheduler):
+            optimiser.step()
+    return losses
 
 
-def test_one_fused_optimiser_of_torch_steps_as_many_of_pyro_do() -> None:
-    x = data(8)
-
-    def run(svi: type) -> list[float]:
-        net, fused = Net(), partial(torch.optim.Adam, fused=True, **{"lr": 1e-2})
-        optim = fused if svi is CompiledSVI else adam()
-        steps = svi(net.model, net.guide, optim, TraceMMD_ELBO())
-        return [steps.step(x) for _ in range(10)]
-
-    same_as_svi(run)
+@like_svi
+def test_one_fused_optimiser_of_torch_steps_as_many_of_pyro_do(svi: type) -> Any:
+    x, net, fused = data(8), Net(), partial(torch.optim.Adam, fused=True, **{"lr": 1e-2})
+    optim = fused if svi is CompiledSVI else adam()
+    steps = svi(net.model, net.guide, optim, TraceMMD_ELBO())
+    return [steps.step(x) for _ in range(10)]
 
 
-def test_an_optimiser_of_torch_takes_up_new_parameters() -> None:
-    x = data(8)
+@like_svi
+def test_an_optimiser_of_torch_takes_up_new_parameters(svi: type) -> Any:
+    sgd = partial(torch.optim.SGD, lr=1e-3)
+    optim = sgd if svi is CompiledSVI else pyro.optim.SGD({"lr": 1e-3})
+    model, guide, _ = vae()
 
-    def run(svi: type) -> list[float]:
-        sgd = partial(torch.optim.SGD, lr=1e-3)
-        optim = sgd if svi is CompiledSVI else pyro.optim.SGD({"lr": 1e-3})
-        model, guide, _ = vae()
+    def extended(x: Tensor, is_shifted: bool) -> None:
+        shift = pyro.param("shift", torch.zeros(3)) if is_shifted else 0.0
+        guide(x + shift)
 
-        def extended(x: Tensor, is_shifted: bool) -> None:
-            shift = pyro.param("shift", torch.zeros(3)) if is_shifted else 0.0
-            guide(x + shift)
-
-        steps = svi(lambda x, is_shifted: model(x), extended, optim, Trace_ELBO())
-        return [steps.step(x, i > 3) for i in range(8)]
-
-    same_as_svi(run)
+    steps = svi(lambda x, is_shifted: model(x), extended, optim, Trace_ELBO())
+    return [steps.step(data(8), i > 3) for i in range(8)]
 
 
-def test_gradients_that_were_there_before_are_added_to() -> None:
-    x = data(8)
-
-    def run(svi: type) -> list[float]:
-        net = Net()
-        steps = svi(net.model, net.guide, adam(), Trace_ELBO())
-        losses = []
-        for _ in range(4):
-            (net.decoder.weight**2).sum().backward()
-            losses.append(steps.step(x))
-        return losses
-
-    same_as_svi(run)
+@like_svi
+def test_gradients_that_were_there_before_are_added_to(svi: type) -> Any:
+    x, net = data(8), Net()
+    steps = svi(net.model, net.guide, adam(), Trace_ELBO())
+    losses = []
+    for _ in range(4):
+        (net.decoder.weight**2).sum().backward()
+        losses.append(steps.step(x))
+    return losses
 
 
 def test_parameters_may_be_local_to_their_modules() -> None:
-    x = data(8)
-
     def model(x: Tensor) -> None:
         loc = pyro.sample("loc", dist.Normal(torch.zeros(3), 1.0).to_event(1))
         with pyro.plate("data", len(x)):
@@ -156,7 +128,7 @@ def test_parameters_may_be_local_to_their_modules() -> None:
         pyro.set_rng_seed(3)
         guide = AutoNormal(model)
         steps = svi(model, guide, adam(), Trace_ELBO())
-        return [steps.step(x) for _ in range(6)], dict(guide.named_parameters())
+        return [steps.step(data(8)) for _ in range(6)], dict(guide.named_parameters())
 
     with pyro.settings.context(module_local_params=True):
         expected, ours = trained(SVI), trained(CompiledSVI)

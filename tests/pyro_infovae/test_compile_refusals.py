@@ -23,7 +23,7 @@ X = torch.linspace(-1.0, 1.0, 6)
 Likelihood = Callable[[Tensor], Any]
 
 
-def steps(locate: Likelihood, *, num: int = 3, x: Any = X) -> None:
+def steps(locate: Likelihood, *, x: Any = X) -> None:
     """Steps of a model of one global location, whose data it shifts."""
 
     def model(x: Tensor) -> None:
@@ -35,51 +35,51 @@ def steps(locate: Likelihood, *, num: int = 3, x: Any = X) -> None:
         pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.3)), 0.5))
 
     svi = CompiledSVI(model, guide, Adam({"lr": 0.01}), Trace_ELBO())
-    for _ in range(num):
+    for _ in range(3):
         svi.step(x)
 
 
-def make(**kwargs: Any) -> CompiledSVI:
-    arguments = {"optim": Adam({}), "loss": Trace_ELBO(), **kwargs}
-    return CompiledSVI(lambda: None, lambda: None, **arguments)
-
-
-@pytest.mark.parametrize("loss", [TraceGraph_ELBO(), RenyiELBO(), lambda model, guide: 0.0])
-def test_losses_without_a_tensor(loss: Any) -> None:
-    name = type(loss).__name__
-    with pytest.raises(TypeError, match=rf"a differentiable_loss, such as .*; got {name}: train"):
-        make(loss=loss)
+@pytest.mark.parametrize(
+    ("argument", "error", "message"),
+    [
+        *(
+            ({"loss": loss}, TypeError, rf"as .*; got {type(loss).__name__}: train")
+            for loss in (TraceGraph_ELBO(), RenyiELBO(), lambda model, guide: 0.0)
+        ),
+        (
+            {"loss": TraceMMD_ELBO(gather=True)},
+            ValueError,
+            r"one process; got TraceMMD_ELBO\(gather=True\), whose",
+        ),
+        (
+            {"optim": {"lr": 0.01}},
+            TypeError,
+            r"PyroOptim, or a function of parameters .*; got dict",
+        ),
+        ({"backend": "jit"}, ValueError, "backend to be None or 'inductor'; got 'jit'"),
+    ],
+)
+def test_arguments_that_are_not_for_it(
+    argument: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        CompiledSVI(
+            lambda: None, lambda: None, **{"optim": Adam({}), "loss": Trace_ELBO(), **argument}
+        )
 
 
 def test_bases_without_a_tensor() -> None:
-    model, guide, args = vae()
-    svi = CompiledSVI(model, guide, Adam({}), TraceMMD_ELBO(base=RenyiELBO(num_particles=2)))
-    svi.step(*args)
-    with pytest.raises(NotImplementedError, match="RenyiELBO has no differentiable_loss"):
-        svi.step(*args)
+    loss = TraceMMD_ELBO(base=TraceMMD_ELBO(base=RenyiELBO(num_particles=2)))
+    with pytest.raises(TypeError, match=r"has a differentiable_loss.*got RenyiELBO"):
+        CompiledSVI(*vae()[:2], Adam({}), loss)
 
 
-def test_optimisers_that_are_none() -> None:
-    with pytest.raises(TypeError, match=r"PyroOptim, or a function of parameters .*; got dict"):
-        make(optim={"lr": 0.01})
-
-
-def test_losses_of_several_processes() -> None:
-    with pytest.raises(ValueError, match=r"one process; got TraceMMD_ELBO\(gather=True\), whose"):
-        make(loss=TraceMMD_ELBO(gather=True))
-
-
-def test_backends_that_are_unknown() -> None:
-    with pytest.raises(ValueError, match="backend to be None or 'inductor'; got 'jit'"):
-        make(backend="jit")
-
-
-def test_arguments_that_may_change() -> None:
+def test_data_that_may_change() -> None:
     with pytest.raises(TypeError, match="numbers, strings and modules; got ndarray, whose"):
         steps(lambda z: z, x=np.zeros(6))
 
 
-def test_arguments_that_require_a_gradient() -> None:
+def test_data_that_require_a_gradient() -> None:
     with pytest.raises(ValueError, match=r"got a tensor of shape \(6,\) that does: declare it"):
         steps(lambda z: z, x=X.clone().requires_grad_())
 
@@ -99,6 +99,7 @@ def test_courses_that_depend_on_numbers(locate: Likelihood) -> None:
         match=r"depend on the numbers in its tensors; got one that does, at .*refusals.py:\d+: ",
     ):
         steps(locate)
+    assert pyro.get_param_store()._params["loc"].grad is None
 
 
 def test_what_no_graph_can_hold() -> None:
@@ -107,63 +108,47 @@ def test_what_no_graph_can_hold() -> None:
     assert "train with pyro.infer.SVI" in raised.value.__notes__[0]
 
 
-def test_draws_of_other_generators() -> None:
-    random.seed(0)
-    with pytest.raises(RuntimeError, match=r"another value of the gradient of 'loc': a program"):
-        steps(lambda z: z * random.random())
+class Counting(nn.Module):
+    """What is another value in every run: a number, a tensor, a parameter, a buffer."""
 
-
-def test_values_that_are_another_in_every_run() -> None:
-    count = iter(range(100))
-    with pytest.raises(RuntimeError, match=r"another value of the loss: a program that draws"):
-        steps(lambda z: z.detach() * 0 + next(count))
-
-
-def test_gradients_that_are_lost() -> None:
-    runs = iter(range(100))
-
-    def locate(z: Tensor) -> Tensor:
-        shift = pyro.param("shift", torch.tensor(0.1))
-        return z + (shift if next(runs) < 2 else shift.detach())
-
-    with pytest.raises(
-        RuntimeError, match=r"parameter 'shift' in the captured step where Pyro's has one; Pyro's"
-    ):
-        steps(locate)
-
-
-def test_tensors_that_are_written_into() -> None:
-    total = torch.zeros(())
-
-    def locate(z: Tensor) -> Tensor:
-        total.add_(1.0)
-        return z + total.detach() * 0
-
-    with pytest.raises(NotImplementedError, match=r"into a tensor of shape \(\) from elsewhere: "):
-        steps(locate)
-
-
-class Averaged(nn.Module):
-    """A module whose buffer is replaced by one of another value outside of torch."""
-
-    def __init__(self) -> None:
+    def __init__(self, what: str) -> None:
         super().__init__()
+        random.seed(0)
+        self.what, self.run = what, iter(range(100))
+        self.total = [torch.zeros(())]
         self.register_buffer("mean", torch.zeros(()))
 
     def forward(self, z: Tensor) -> Tensor:
+        if self.what == "factor":
+            return z * random.random()
+        if self.what == "constant":
+            return z.detach() * 0 + next(self.run)
+        if self.what == "parameter":
+            shift = pyro.param("shift", torch.tensor(0.1))
+            return z + (shift if next(self.run) < 2 else shift.detach())
+        if self.what == "tensor":
+            return z + self.total[0].add_(1.0).detach() * 0
         self.mean = self.mean + random.random()
         return z
 
 
-def test_buffers_that_take_another_value() -> None:
-    with pytest.raises(RuntimeError, match=r"another value of buffer Averaged.mean: a program"):
-        steps(Averaged())
-
-
-def test_a_refused_step_leaves_no_gradient() -> None:
-    with pytest.raises(NotImplementedError):
-        steps(DATA_DEPENDENT["bool"])
-    assert pyro.get_param_store()._params["loc"].grad is None
+@pytest.mark.parametrize(
+    ("what", "error", "message"),
+    [
+        ("factor", RuntimeError, r"another value of the gradient of 'loc': a program"),
+        ("constant", RuntimeError, r"another value of the loss: a program that draws"),
+        (
+            "parameter",
+            RuntimeError,
+            r"parameter 'shift' in the captured step where Pyro's has one; Pyro's has one: a",
+        ),
+        ("tensor", NotImplementedError, r"into a tensor of shape \(\) from elsewhere: "),
+        ("buffer", RuntimeError, r"another value of buffer Counting.mean: a program"),
+    ],
+)
+def test_what_is_another_in_every_run(what: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        steps(Counting(what))
 
 
 def test_vanishing_gradients_are_not_refused_for_their_rounding() -> None:

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from pyro_infovae._arrays.gathering import exchange, gather_rows, same_draws, world_size
 from pyro_infovae._traces.gathered_rows import gather
-from pyro_infovae.rows import Rows
+from pyro_infovae.groups import Rows
 from tests.pyro_infovae.distributed_programs import CASES
 from tests.pyro_infovae.distributed_worker import Share, Trained, train
 
@@ -22,14 +22,15 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 from pathlib import Path
 from tests.pyro_infovae.distributed_worker import main
-main({rank}, {world}, Path({folder!r}))
+main({rank}, {world}, Path({folder!r}), {names!r})
 """
 pytestmark = pytest.mark.filterwarnings("ignore:TraceInfoMax_ELBO estimates mutual information")
 
 
-def run(world: int, folder: Path) -> list[Any]:
+def run(world: int, folder: Path, names: list[str]) -> list[Any]:
     """What every process saved."""
-    programs = [PROGRAM.format(rank=rank, world=world, folder=str(folder)) for rank in range(world)]
+    given = {"world": world, "folder": str(folder), "names": names}
+    programs = [PROGRAM.format(rank=rank, **given) for rank in range(world)]
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", program],
@@ -61,9 +62,17 @@ def distance(name: str, trained: Trained) -> float:
     return max(float((x - y).abs().max() / (1 + y.abs().max())) for x, y in pairs)
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_ranks_train_as_one_process(world: int, tmp_path: Path) -> None:
-    saved = run(world, tmp_path)
+@pytest.mark.parametrize(
+    ("world", "names"),
+    [
+        (2, ["mmd", "infomax, masks, particles, all pairs"]),
+        pytest.param(2, list(CASES), marks=pytest.mark.slow),
+        pytest.param(4, list(CASES), marks=pytest.mark.slow),
+    ],
+    ids=["2, few", "2", "4"],
+)
+def test_ranks_train_as_one_process(world: int, names: list[str], tmp_path: Path) -> None:
+    saved = run(world, tmp_path, names)
     first, apart, _, _ = saved[0]
     far = {name: distance(name, trained) for name, trained in first.items()}
     assert {name: off for name, off in far.items() if not off < 1e-10} == {}
@@ -86,7 +95,7 @@ def check_refusals(told: dict[str, str], world: int) -> None:
     for name, (here, there) in {
         "features": ("(2,)", "(3,)"),
         "dtype": ("float64", "float32"),
-        "plate": ("'total': 24", "'total': 12"),
+        "plate": ("'num_data': 24", "'num_data': 12"),
     }.items():
         beginning = "Expected the same latents, shapes and plate sizes on every rank; got {'rows'"
         assert told[name].startswith(beginning)
@@ -110,15 +119,14 @@ def check_gathered(gathered: dict[str, Any], rank: int, world: int) -> None:
     outside = gathered["outside plates"]
     numbers = [torch.arange(8).reshape(4, 2) + 10 * other for other in range(world)]
     assert_close(outside.latents["z"], torch.cat(numbers).double())
-    assert (outside.num_data, outside.total) == (None, 1)
+    assert (outside.batch_size, outside.num_data) == (None, 1)
     for dtype, values in gathered["dtypes"].items():
         assert_close(values, torch.cat([each.T.to(dtype) for each in numbers]))
 
 
 def test_without_a_process_group_nothing_changes() -> None:
-    rows = Rows({"z": torch.ones(4, 2)}, weights=None, num_data=4, total=4)
-    (same,) = gather(rows)
-    assert same is rows
+    rows = Rows({"z": torch.ones(4, 2)}, weights=None, batch_size=4, num_data=4)
+    assert gather(rows) is rows
     assert gather_rows(rows.values, 4).shape == (4, 2)
     assert (world_size(), exchange(7)) == (1, [7])
     state = torch.get_rng_state()

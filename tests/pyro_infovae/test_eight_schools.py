@@ -13,7 +13,7 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
 from pyro_infovae import TraceHamiltonian_ELBO
-from pyro_infovae._traces.runs import Program
+from pyro_infovae._traces.recording import Program
 
 EFFECTS = (28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0)
 ERRORS = (15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0)
@@ -120,7 +120,7 @@ def test_the_exact_moments_are_those_of_nuts() -> None:
             numpyro.sample("effect", effects, obs=np.array(EFFECTS))
 
     kernel = mcmc.NUTS(chain_model, target_accept_prob=0.95)
-    chain = mcmc.MCMC(kernel, num_warmup=1000, num_samples=4000, progress_bar=False)
+    chain = mcmc.MCMC(kernel, num_warmup=500, num_samples=4000, progress_bar=False)
     chain.run(jax.random.key(0))
     draws = {name: torch.tensor(value.tolist()) for name, value in chain.get_samples().items()}
     errors = squared_errors(moments_of(draws), exact_moments())

@@ -11,8 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pyro_infovae._arrays.normal_pairs import NormalPairs
-from pyro_infovae._arrays.pair_sums import Periods, Sample, weighted_mmd
-from pyro_infovae._arrays.radial_pairs import RadialPairs
+from pyro_infovae._arrays.pair_sums import Periods, RadialPairs, Sample, weighted_mmd
 from pyro_infovae.kernels import IMQ, RBF, RadialKernel
 from pyro_infovae.mmd import mmd_squared, mmd_squared_normal
 
@@ -52,10 +51,10 @@ def test_gradient_of_normal_pairs(periods: Periods, block_elements: int) -> None
 
 
 @pytest.mark.parametrize("estimator", ["unbiased", "biased"])
-@pytest.mark.parametrize("num_data", [None, 2])
-def test_gradient_of_mmd_squared_with_weights(estimator: Any, num_data: int | None) -> None:
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_gradient_of_mmd_squared_with_weights(estimator: Any, batch_size: int | None) -> None:
     def value(x: Tensor, y: Tensor, v: Tensor, w: Tensor) -> Tensor:
-        options: dict[str, Any] = {"estimator": estimator, "num_data": num_data}
+        options: dict[str, Any] = {"estimator": estimator, "batch_size": batch_size}
         return mmd_squared(x, y, RBF(), x_weights=v, y_weights=w, **options)
 
     v = torch.cat([leaf(N - 1), torch.zeros(1)]).detach().requires_grad_()
@@ -63,10 +62,10 @@ def test_gradient_of_mmd_squared_with_weights(estimator: Any, num_data: int | No
     assert torch.autograd.gradcheck(value, (leaf(N, D), torch.rand(M, D), v, torch.rand(M)))
 
 
-@pytest.mark.parametrize("num_data", [None, 2])
-def test_gradient_of_mmd_squared_normal(num_data: int | None) -> None:
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_gradient_of_mmd_squared_normal(batch_size: int | None) -> None:
     def value(a: Tensor, b: Tensor, c: Tensor, d: Tensor, w: Tensor) -> Tensor:
-        return mmd_squared_normal(a, b, c, d, RBF(), x_weights=w, num_data=num_data)
+        return mmd_squared_normal(a, b, c, d, RBF(), x_weights=w, batch_size=batch_size)
 
     inputs = leaf(N, D), leaf(N, D), leaf(M, D), leaf(M, D), leaf(N)
     assert torch.autograd.gradcheck(value, inputs)
@@ -122,7 +121,7 @@ def unbiased(x: Tensor, y: Tensor) -> Tensor:
 
 
 def by_datum(x: Tensor, y: Tensor) -> Tensor:
-    return mmd_squared(x, y, IMQ.wae(), x_weights=x[:, 0], num_data=2)
+    return mmd_squared(x, y, IMQ.wae(), x_weights=x[:, 0], batch_size=2)
 
 
 def closed_form(x: Tensor, y: Tensor) -> Tensor:
@@ -189,8 +188,8 @@ def test_no_tensor_of_all_pairs_is_ever_made(closed_form: bool) -> None:
     x, scale = torch.rand(n, d).requires_grad_(), torch.rand(n, d).requires_grad_()
     with Allocations() as allocations:
         if closed_form:
-            value = mmd_squared_normal(x, scale, x.detach() + 1, scale, RBF(), num_data=n // 2)
+            value = mmd_squared_normal(x, scale, x.detach() + 1, scale, RBF(), batch_size=n // 2)
         else:
-            value = mmd_squared(x, x.detach() + 1, RBF(), num_data=n // 2)
+            value = mmd_squared(x, x.detach() + 1, RBF(), batch_size=n // 2)
         value.backward()
     assert n * n / 20 < allocations.largest <= n * n / 16

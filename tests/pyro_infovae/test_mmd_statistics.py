@@ -39,28 +39,28 @@ def test_unbiased_estimates_the_true_discrepancy() -> None:
 
 
 def test_several_draws_per_datum_stay_unbiased_only_if_told_apart() -> None:
-    times, num_data, draws, d = 5000, 8, 4, 2
-    loc = AGGREGATE_SCALE * torch.randn(times, 1, num_data, d)
-    x = (loc + GUIDE_SCALE * torch.randn(times, draws, num_data, d)).flatten(1, 2)
-    y = torch.randn(times, 2 * num_data, d)
-    assert abs(standard_errors_from(estimates(x, y, num_data=num_data), 0.0)) < 4
+    times, batch_size, draws, d = 5000, 8, 4, 2
+    loc = AGGREGATE_SCALE * torch.randn(times, 1, batch_size, d)
+    x = (loc + GUIDE_SCALE * torch.randn(times, draws, batch_size, d)).flatten(1, 2)
+    y = torch.randn(times, 2 * batch_size, d)
+    assert abs(standard_errors_from(estimates(x, y, batch_size=batch_size), 0.0)) < 4
     assert standard_errors_from(estimates(x, y), 0.0) > 4
 
 
 def test_prior_of_each_datum_stays_unbiased_only_if_told_apart() -> None:
-    times, num_data, d = 5000, 8, 2
-    covariate = AGGREGATE_SCALE * torch.randn(times, num_data, d)
-    x, y = (covariate + GUIDE_SCALE * torch.randn(times, num_data, d) for _ in range(2))
-    assert abs(standard_errors_from(estimates(x, y, num_data=num_data), 0.0)) < 4
+    times, batch_size, d = 5000, 8, 2
+    covariate = AGGREGATE_SCALE * torch.randn(times, batch_size, d)
+    x, y = (covariate + GUIDE_SCALE * torch.randn(times, batch_size, d) for _ in range(2))
+    assert abs(standard_errors_from(estimates(x, y, batch_size=batch_size), 0.0)) < 4
     assert standard_errors_from(estimates(x, y), 0.0) < -4
 
 
-@pytest.mark.parametrize("num_data", [None, 3])
-def test_closed_form_is_the_mean_of_the_unbiased_estimator(num_data: int | None) -> None:
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_closed_form_is_the_mean_of_the_unbiased_estimator(batch_size: int | None) -> None:
     times, n, m, d = 100_000, 6, 9, 2
     x_loc, x_scale, y_loc, y_scale = (torch.rand(k, d) for k in (n, n, m, m))
     kernel = RBF((0.8, 1.5))
-    options: dict[str, Any] = {"x_weights": torch.rand(n), "num_data": num_data}
+    options: dict[str, Any] = {"x_weights": torch.rand(n), "batch_size": batch_size}
     expected = mmd_squared_normal(x_loc, x_scale, y_loc, y_scale, kernel, **options).item()
     x = x_loc + x_scale * torch.randn(times, n, d)
     y = y_loc + y_scale * torch.randn(times, m, d)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pyro_infovae._arrays.negatives import SCORERS
 from pyro_infovae.critics import ConcatCritic, SeparableCritic, is_projecting, score_all_pairs
-from pyro_infovae.negatives import SCORERS
 
 PARTICLES, VALUES, DATA = 3, 2, 5
 

@@ -12,7 +12,14 @@ from pyro.infer import SVI
 from torch import Tensor
 
 from pyro_infovae import TraceHamiltonian_ELBO, TraceMMD_ELBO
-from tests.pyro_infovae.flows import X, flow
+from tests.objectives import flows
+from tests.pyro_infovae.half import PYRO
+
+X = torch.tensor(flows.X)
+
+
+def flow() -> TraceHamiltonian_ELBO:
+    return flows.flow(PYRO, beta_0=0.7)
 
 
 def test_too_large_a_step_warns_and_training_goes_on() -> None:

@@ -6,27 +6,33 @@ import math
 from collections.abc import Callable
 
 import pyro
-import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_infovae import SeparableCritic, TraceHamiltonian_ELBO, TraceInfoMax_ELBO, TraceMMD_ELBO
+from pyro_infovae import (
+    ConcatCritic,
+    SeparableCritic,
+    TraceHamiltonian_ELBO,
+    TraceInfoMax_ELBO,
+    TraceMMD_ELBO,
+)
 from tests.pyro_infovae import programs
 from tests.pyro_infovae.programs import Programs
-from tests.pyro_infovae.recording import Recording
-from tests.pyro_infovae.steps import CASES
-from tests.pyro_infovae.training import losses_of_module
+from tests.pyro_infovae.training import Decoder, Encoder, losses_of_module
 
 pytestmark = pytest.mark.filterwarnings("ignore:TraceInfoMax_ELBO estimates mutual information")
+
+
+def _critic(width: int = 8) -> ConcatCritic:
+    return ConcatCritic(3, 2, hidden=(width,), activation=nn.Tanh)
 
 
 def _params_after(case: Programs, *, steps: int, lr: Callable[[str], float]) -> dict[str, Tensor]:
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
-    objective = TraceInfoMax_ELBO(Recording())
+    objective = TraceInfoMax_ELBO(_critic())
     svi = SVI(
         case.model, case.guide, pyro.optim.Adam(lambda name: {"lr": lr(name)}), loss=objective
     )
@@ -34,27 +40,6 @@ def _params_after(case: Programs, *, steps: int, lr: Callable[[str], float]) -> 
         svi.step(*case.args)
     svi.evaluate_loss(*case.args)
     return {name: value.detach() for name, value in pyro.get_param_store().items()}
-
-
-class Decoder(PyroModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.decoder = nn.Linear(2, 3)
-
-    def forward(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
-
-
-class Encoder(PyroModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.Linear(3, 2)
-
-    def forward(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(self.encoder(x), 0.5).to_event(1))
 
 
 @pytest.mark.parametrize("frozen", ["critic", "guide"])
@@ -80,7 +65,7 @@ def test_as_a_module_with_a_torch_optimiser(negatives: str) -> None:
     with pyro.settings.context(module_local_params=True):
         module = TraceInfoMax_ELBO(critic, negatives=negatives)(Decoder(), Encoder())
         assert {id(p) for p in critic.parameters()} <= {id(p) for p in module.parameters()}
-        assert len(list(module.parameters())) == 4 + len(before)
+        assert len(list(module.parameters())) == 7 + len(before)
         losses = losses_of_module(module, x, steps=60)
     assert sum(losses[-10:]) < sum(losses[:10])
     pairs = zip(critic.parameters(), before, strict=True)
@@ -107,14 +92,14 @@ def test_as_a_module_below_and_above_other_objectives() -> None:
 
 
 def test_an_earlier_critic_of_another_shape() -> None:
-    case = CASES["plain"]
-    TraceInfoMax_ELBO(Recording()).loss(case.model, case.guide, *case.args)
-    wider = TraceInfoMax_ELBO(Recording(width=9))
+    case = programs.vae()
+    TraceInfoMax_ELBO(_critic()).loss(case.model, case.guide, *case.args)
+    wider = TraceInfoMax_ELBO(_critic(9))
     with pytest.raises(
         ValueError,
-        match=r"'critic\$\$\$critic.first.weight' of shape \(9, 5\) in the param store; got "
+        match=r"'critic\$\$\$first.weight' of shape \(9, 5\) in the param store; got "
         r"\(8, 5\) of an earlier critic: pyro.clear_param_store\(\), or pass another name=",
     ):
         wider.loss(case.model, case.guide, *case.args)
-    elsewhere = TraceInfoMax_ELBO(Recording(width=9), name="other")
+    elsewhere = TraceInfoMax_ELBO(_critic(9), name="other")
     assert math.isfinite(elsewhere.loss(case.model, case.guide, *case.args))

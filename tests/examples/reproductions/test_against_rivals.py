@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import math
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from tests.examples.reproductions.conftest import BACKENDS, Check
 from tests.numpyro_backend.conftest import quick_double_precision as quick_double_precision
 
 script = pytest.importorskip("against_rivals")
@@ -21,39 +22,28 @@ tables = importlib.import_module("rival_objectives.tables")
 SHORT = autoencoders.Plan(steps=3, hidden=8, learning_rate=1e-2, samples=5)
 
 
-@pytest.mark.usefixtures("quick_double_precision")
-@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
-def test_it_writes_tables_figures_and_page(
-    tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_check(
+    check: Check, backend: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(measures.NEEDS, "pythae", "no_such_package")
-    options = ["--check", "--jobs", "1", "--backend", backend, "--out", str(tmp_path)]
-    assert script.main(options) == 0
-    for name in ("posteriors", "autoencoders"):
-        assert 10_000 < (tmp_path / f"{name}.png").stat().st_size < 150_000
-    fits = pd.read_csv(tmp_path / "posteriors.csv").set_index("method")
+    found = check(script, backend)
+    fits, trainings = found["posteriors"].set_index("method"), found["autoencoders"]
     assert set(fits.index) == {"AutoNormal", "TraceHamiltonian_ELBO", "AutoDAIS"}
-    assert np.isfinite(fits[tables.OF_POSTERIORS]).all(axis=None)
     assert (fits["bound"] <= fits["evidence"]).all()
     assert (fits["evidence"] < 0).all(), "so few draws see no more than the funnel's mouth"
-    trainings = pd.read_csv(tmp_path / "autoencoders.csv")
     assert list(trainings["method"]) == ["TraceMMD_ELBO"]
-    assert np.isfinite(trainings[tables.OF_AUTOENCODERS]).all(axis=None)
-    assert (
-        "pythae is missing: no_such_package is not installed."
-        in (tmp_path / "README.md").read_text()
-    )
+    assert "pythae is left out: no_such_package is not installed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_double_precision")
 def test_the_backends_train_the_same_autoencoder() -> None:
     """With no noise to speak of in the measures: the same weights, measured by both."""
     weights = autoencoders.first_weights(SHORT, 0)
     plan = autoencoders.Plan(steps=0, hidden=8, learning_rate=0.0, samples=300)
-    ours, theirs = (
-        importlib.import_module(f"rival_objectives.autoencoders_{backend}").measure(weights, plan)
-        for backend in ("pyro", "numpyro")
-    )
+    ours, theirs = (autoencoders.measure(weights, plan, backend=b) for b in BACKENDS)
     assert ours["log_evidence"] == pytest.approx(theirs["log_evidence"], abs=0.02)
     assert ours["reconstruction"] == pytest.approx(theirs["reconstruction"], abs=0.02)
     assert ours["mmd_squared"] == pytest.approx(theirs["mmd_squared"], abs=0.005)
@@ -64,10 +54,13 @@ def test_pythae_descends_the_same_loss(monkeypatch: pytest.MonkeyPatch, alpha: f
     """Without a step taken, its loss times N is `TraceMMD_ELBO`'s in expectation."""
     pytest.importorskip("pythae")
     rivals = importlib.import_module("rival_objectives.autoencoders_rivals")
-    ours = importlib.import_module("rival_objectives.autoencoders_pyro")
     plan = autoencoders.Plan(steps=60, hidden=8, learning_rate=0.0, samples=2)
     found = {}
-    for name, module in (("pythae", rivals), ("TraceMMD_ELBO", ours)):
+    trainers = {
+        "pythae": (rivals, rivals.train),
+        "TraceMMD_ELBO": (autoencoders, partial(autoencoders.train, backend="pyro")),
+    }
+    for name, (module, train) in trainers.items():
         losses: list[float] = []
 
         def keep(step, batches, losses=losses):
@@ -75,7 +68,7 @@ def test_pythae_descends_the_same_loss(monkeypatch: pytest.MonkeyPatch, alpha: f
             return 0.0
 
         monkeypatch.setattr(module, "take_steps", keep)
-        module.train(name, alpha, 0, plan)
+        train(name, alpha, 0, plan)
         found[name] = np.array(losses)
     found["TraceMMD_ELBO"] /= len(autoencoders.images()[0])
     difference = found["pythae"] - found["TraceMMD_ELBO"]
@@ -122,18 +115,6 @@ def test_errors_are_those_of_the_moments() -> None:
     )
     (run,) = tables.posterior_runs(frame, chain).to_dict("records")
     assert (run["mean_error"], run["sd_error"]) == (0.25, 0.125)
-
-
-@pytest.mark.parametrize(
-    ("difference", "word"), [(3.0, "above"), (-3.0, "below"), (1.0, "level with")]
-)
-def test_a_lead_is_of_two_standard_errors(difference: float, word: str) -> None:
-    """Of the difference of two means of four seeds, each with a spread of √2: one."""
-    one, other = (
-        pd.Series({"bound": mean, "bound_sd": math.sqrt(2.0), "seeds": 4})
-        for mean in (difference, 0.0)
-    )
-    assert tables.lead(one, other, "bound") == word
 
 
 def test_bounds_of_weights() -> None:

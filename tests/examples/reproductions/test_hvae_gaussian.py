@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
-
 import numpy as np
-import pandas as pd
 import pytest
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal, norm
 
+from tests.examples.reproductions.conftest import BACKENDS, Check
 from tests.numpyro_backend.conftest import quick_double_precision as quick_double_precision
 
 hvae_gaussian = pytest.importorskip("hvae_gaussian")
@@ -27,7 +24,7 @@ from hvae_gaussian_parts.problem import (  # noqa: E402
     posterior,
     truth,
 )
-from hvae_gaussian_parts.texts import found  # noqa: E402
+from hvae_gaussian_parts.programs import fit  # noqa: E402
 
 X = np.array([[0.3, -1.0], [1.1, 0.4], [-0.2, 2.0], [0.9, 0.1]])
 DATA = DataSets(len(X), X.mean(0)[None], ((X - X.mean(0)) ** 2).sum(0)[None])
@@ -95,56 +92,26 @@ def test_the_truth_is_the_papers() -> None:
     assert (truth(1).shift, truth(1).sigma) == (0, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_double_precision")
-@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_mean_field_fit_finds_the_best_parameters_and_the_posterior(backend: str) -> None:
     data = draw(truth(1), size=20, seeds=(0, 1))
-    fit = importlib.import_module(f"hvae_gaussian_parts.with_{backend}").fit
     plan = Plan(checkpoints=(150, 1500), learning_rate=0.01, draws=1000, seed=0)
-    early, end = fit(METHODS["VB"], data, plan, "cpu")
+    early, end = fit(METHODS["VB"], data, plan, backend=backend, device="cpu")
     columns = compare(end.parameters, end.bound, data, truth(1))
     assert (early.parameters.sigma > 1.5 * end.parameters.sigma).all()
     assert (columns["shortfall"] < 0.02).all()
     assert (np.abs(columns["gap"]) < 0.02).all()
 
 
-@pytest.mark.usefixtures("quick_double_precision")
-@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
-def test_check(tmp_path: Path, backend: str) -> None:
-    options = ["--check", "--backend", backend, "--jobs", "1", "--out", str(tmp_path)]
-    assert hvae_gaussian.main(options) == 0
-    table = pd.read_csv(tmp_path / "table.csv")
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_check(check: Check, backend: str) -> None:
+    table = check(hvae_gaussian, backend)["table"]
     assert list(table["method"].unique()) == list(METHODS)
-    assert np.isfinite(table.select_dtypes("number")).all(axis=None)
     start = Parameters(np.zeros(2), np.full(2, np.exp(3.0)))
     assert (table["error"] < squared_distance(start, truth(2))).all()
     assert list(table["steps"]) == [66, 33, 6, 33, 6]
     flows = table[table["method"] != "VB"]
     assert (flows["gap"] > flows["least_gap"] - 0.2).all()
-    page = (tmp_path / "README.md").read_text()
-    assert f"--check --backend {backend}" in page
-    assert (tmp_path / "errors_and_gaps.png").stat().st_size > 1000
-
-
-@pytest.mark.parametrize(("hvae", "words"), [(1.0, "is lower"), (9.0, "is higher")])
-def test_the_page_says_what_the_table_says(hvae: float, words: str) -> None:
-    rows = [
-        {
-            "dim": 7,
-            "method": name,
-            "gradients": 110,
-            "steps": 110 // method.gradients,
-            "error": hvae if name == "HVAE K=10" else 5.0,
-            "gap": 3.0,
-            "shortfall": 2.0,
-            "least_gap": 1.0,
-            "error_of_mle": 6.5,
-            "expected_error": 7.0,
-        }
-        for name, method in METHODS.items()
-    ]
-    table = pd.DataFrame(rows).assign(error_sd=1.0, gap_sd=1.0, shortfall_sd=1.0)
-    text = found(table)
-    assert f"HVAE with K = 10 is {hvae:.1f} ± 1.0, that of VB 5.0 ± 1.0: HVAE's {words}." in text
-    assert "tempering's differs by no more than the spread" in text
-    assert "is the tighter one in no dimension" in text

@@ -5,21 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
-from tests.numpyro_backend.conftest import quick_double_precision as quick_double_precision
+from tests.examples.reproductions.conftest import BACKENDS, Check
 
 hvae_images = pytest.importorskip("hvae_images")
-import hvae_images_parts.with_pyro as with_pyro  # noqa: E402
-from hvae_images_parts import networks  # noqa: E402
+from hvae_images_parts import networks_numpyro, networks_pyro  # noqa: E402
 from hvae_images_parts.data import DataError, load  # noqa: E402
 from hvae_images_parts.measure import checkpoints, nll, scores  # noqa: E402
 from hvae_images_parts.methods import Snapshot  # noqa: E402
-from hvae_images_parts.texts import found  # noqa: E402
-
-BACKENDS = ["pyro", "numpyro"]
 
 
 def write_scans(path: Path, images: np.ndarray) -> None:
@@ -59,15 +54,12 @@ def test_a_folder_without_scans_gives_one_line(
 @pytest.mark.parametrize("net", [hvae_images.CONVOLUTIONAL, hvae_images.DENSE])
 def test_both_backends_have_the_networks_of_the_paper(net: hvae_images.Net) -> None:
     """Weights carried over from PyTorch give the same outputs in JAX."""
-    encoder, decoder = with_pyro.encoder(28, net), with_pyro.decoder(28, net)
+    encoder, decoder = networks_pyro.encoder(28, net), networks_pyro.decoder(28, net)
     images = torch.bernoulli(torch.full((3, 784), 0.3))
-    loc, scale = networks.encode(carry_over(encoder), images.numpy(), 28, net)
-    expected_loc, unconstrained = encoder(images).detach().chunk(2, dim=-1)
-    np.testing.assert_allclose(loc, expected_loc, atol=1e-5)
-    expected_scale = torch.nn.functional.softplus(unconstrained) + 1e-4
-    np.testing.assert_allclose(scale, expected_scale, atol=1e-5)
+    ours = networks_numpyro.Encoder(28, net).apply(carry_over(encoder), images.numpy())
+    np.testing.assert_allclose(ours, encoder(images).detach(), atol=1e-5)
     z = torch.randn(3, net.latent_dim)
-    logits = networks.decode(carry_over(decoder), z.numpy(), 28, net)
+    logits = networks_numpyro.Decoder(28, net).apply(carry_over(decoder), z.numpy())
     np.testing.assert_allclose(logits, decoder(z).detach(), atol=1e-5)
 
 
@@ -114,37 +106,14 @@ def test_budgets_are_equal_in_gradients() -> None:
     assert checkpoints("VAE", names, 132) == (12, 22, 132)
 
 
-@pytest.mark.usefixtures("quick_double_precision")
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_check(tmp_path: Path, backend: str) -> None:
-    options = ["--check", "--backend", backend, "--jobs", "1", "--out", str(tmp_path)]
-    assert hvae_images.main(options) == 0
-    table = pd.read_csv(tmp_path / "table.csv")
+def test_check(check: Check, backend: str) -> None:
+    table = check(hvae_images, backend)["table"]
     assert list(table["method"].unique()) == list(hvae_images.CHECKED)
-    assert np.isfinite(table.select_dtypes("number")).all(axis=None)
     assert (table["bound"] > table["nll_own"]).all()
     vae = table[table["method"] == "VAE"].set_index("steps")["nll"]
     assert vae[132] < vae[22]
     flows = table[table["method"] != "VAE"]
     assert (flows["gradients"] == 132).all()
     assert (flows["step_size"] != 0.2).all()
-    assert "scikit-learn's 8 × 8 digits" in (tmp_path / "README.md").read_text()
-    assert (tmp_path / "nll.png").stat().st_size > 1000
-
-
-@pytest.mark.parametrize(
-    ("nats", "words"),
-    [
-        (70.0, "HVAE is better by 10.00"),
-        (99.0, "HVAE is worse by 19.00"),
-        (80.5, r"HVAE differs by +0.50, no more than the seeds spread (± 2.00)"),
-    ],
-)
-def test_the_page_says_what_the_table_says(nats: float, words: str) -> None:
-    rows = [("VAE", 12, 90.0), ("VAE", 22, 88.0), ("VAE", 132, 80.0), ("HVAE K=5, free", 22, nats)]
-    table = pd.DataFrame(rows, columns=["method", "steps", "nll"]).assign(
-        gradients=132, nll_sd=1.0, nll_own=60.0, nll_encoder=61.0, gap=2.0, step_size=0.1
-    )
-    text = found(table)
-    assert f"- At equal gradients the VAE has 80.00 ± 1.00: {words}." in text
-    assert "for 0 of 1 HVAEs" in text

@@ -9,15 +9,13 @@ from pathlib import Path
 
 import infovae
 import numpy as np
-import pandas as pd
 import pytest
 
 from info_vaes.images import minibatches
 from infovae_parts import two_points
-from infovae_parts.backends import load
 from infovae_parts.measuring import log_det
 from infovae_parts.two_points import Snapshot
-from reproduction.comparing import order
+from tests.examples.reproductions.conftest import Check
 
 SLOPE, OFFSET, NOISE = 1.5, 0.2, 0.4
 
@@ -77,23 +75,14 @@ def test_minibatches_are_alike_in_size_and_hold_no_image_twice_in_an_epoch() -> 
     assert [len(rows) for rows in minibatches(30, 2, np.random.default_rng(0))] == [30, 30]
 
 
-@pytest.mark.parametrize(("difference", "sd", "expected"), [(1, 0.1, 1), (-1, 0.1, -1), (1, 1, 0)])
-def test_means_are_told_apart_by_their_standard_errors(
-    difference: float, sd: float, expected: int
-) -> None:
-    a, b = (pd.Series({"m": mean, "m_sd": sd, "seeds": 4}) for mean in (difference, 0.0))
-    assert order(a, b, "m") == expected
-    alone = a.copy()
-    alone["m_sd"], alone["seeds"] = math.nan, 1
-    assert order(alone, b, "m") == 0
-
-
+@pytest.mark.slow
 def test_mmd_holds_the_codes_of_two_points_to_the_prior() -> None:
     """The ELBO has no such term: its codes are further from the prior after as many steps."""
-    train = load("pyro").train_two_points
     kl = {}
     for objective in two_points.OBJECTIVES:
-        first, last = train(objective, steps=(0, 300), seed=0, device="cpu")
+        first, last = two_points.train(
+            objective, steps=(0, 300), seed=0, backend="pyro", device="cpu"
+        )
         np.testing.assert_allclose(first.loc, [-0.5, 0.5], rtol=1e-6)
         np.testing.assert_allclose(first.scale, 0.5, rtol=1e-6)
         kl[objective] = two_points.measures(last)["marginal_kl"]
@@ -112,40 +101,25 @@ def idx_folder(folder: Path) -> Path:
     return folder
 
 
-def no_folder(folder: Path) -> None:
-    """The digits of scikit-learn."""
-
-
-@pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize(("backend", "images"), [("pyro", idx_folder), ("numpyro", no_folder)])
-def test_it_writes_its_page(
-    tmp_path: Path, backend: str, images: Callable[[Path], Path | None]
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "images"), [("pyro", idx_folder), ("numpyro", None)])
+def test_check(
+    check: Check, tmp_path: Path, backend: str, images: Callable[[Path], Path] | None
 ) -> None:
-    data, out = images(tmp_path), tmp_path / "out"
-    argv = ["--check", "--jobs", "1", "--backend", backend, "--out", str(out)]
-    assert infovae.main(argv + ([] if data is None else ["--data-dir", str(data)])) == 0
-
-    points = pd.read_csv(out / "two_points.csv")
+    data = [] if images is None else ["--data-dir", str(images(tmp_path))]
+    tables = check(infovae, backend, *data)
+    points, sizes = tables["two_points"], tables["sizes"]
     assert points[["objective", "step"]].to_numpy().tolist() == [
         [objective, step] for objective in ("elbo", "mmd") for step in (0, 20)
     ]
     assert (points.gap > 0).all()
     assert (points[points.step == 20].elbo.to_numpy() > points[points.step == 0].elbo.max()).all()
-    sizes = pd.read_csv(out / "sizes.csv")
     assert sizes.objective.tolist() == ["elbo", "mmd"]
-    codes = pd.read_csv(out / "codes.csv").set_index("objective")
-    assert codes.index.tolist() == ["mmd, deterministic"]
-    for table in (points, sizes, codes):
-        measured = table.select_dtypes("number").filter(regex="(?<!_sd)$")
-        assert np.isfinite(measured.to_numpy()).all()
     assert (sizes.log_prob < 0).all()
+    codes = tables["codes"].set_index("objective")
+    assert codes.index.tolist() == ["mmd, deterministic"]
     # Without a spread of its own, and hardly trained, the code fills little of the plane.
     assert (codes.log_det < -1).all()
-    page = (out / "README.md").read_text(encoding="utf-8")
-    for name in ("two_points", "sizes", "codes"):
-        assert (out / f"{name}.png").stat().st_size > 5000
-        assert f"({name}.png)" in page
-    assert f"--check --backend {backend}" in page
 
 
 def test_it_says_which_images_it_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import multivariate_normal
 
-from tests.numpyro_backend.conftest import quick_double_precision as quick_double_precision
+from tests.examples.reproductions.conftest import BACKENDS, Check
 
 script = pytest.importorskip("mutual_information_bounds")
 errors = importlib.import_module("information_stairs.errors")
-page = importlib.import_module("information_stairs.page")
 problem = importlib.import_module("information_stairs.problem")
 
 
-@pytest.mark.usefixtures("quick_double_precision")
-@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
-def test_it_writes_table_figures_and_page(tmp_path: Path, backend: str) -> None:
-    options = ["--check", "--jobs", "1", "--backend", backend, "--out", str(tmp_path)]
-    assert script.main(options) == 0
-    for figure in ("climbs.png", "spreads.png"):
-        assert 10_000 < (tmp_path / figure).stat().st_size < 150_000
-    tables = {n: pd.read_csv(tmp_path / f"{n}.csv") for n in problem.NEGATIVES}
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_check(check: Check, backend: str) -> None:
+    tables = check(script, backend)
     assert {n: len(table) for n, table in tables.items()} == {"all": 2 * 5, "shift": 5}
-    for table in tables.values():
-        assert np.isfinite(table.drop(columns=errors.SETTING)).all(axis=None)
-    text = (tmp_path / "README.md").read_text()
-    assert "`infonce` stays below its ceiling" in text
-    assert f"--check --backend {backend}" in text
 
 
 @pytest.mark.parametrize("information", problem.STAIRS)
@@ -54,7 +43,7 @@ def test_the_exact_critic_is_the_ratio_of_densities() -> None:
     np.testing.assert_allclose(problem.log_ratio(x, z, information, rho), expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_exact_critics_miss_by_what_the_bounds_miss(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,15 +69,3 @@ def test_errors_are_those_of_every_step_of_the_second_half() -> None:
     np.testing.assert_allclose(table["bias"], settled.mean(1))
     np.testing.assert_allclose(table["sd"], settled.std(1))
     np.testing.assert_allclose(table["rmse"], np.sqrt((settled**2).mean(1)))
-
-
-@pytest.mark.parametrize(("last", "verb"), [(3.0, "grows (1.00 to 3.00"), (0.5, "does not grow")])
-def test_the_page_says_what_the_table_says(last: float, verb: str) -> None:
-    rows = [
-        {"pairs": "normal", "negatives": "all", "critic": critic, "bound": bound}
-        | {"information": nats, "estimate": 1.0, "bias": 1 - nats, "sd": sd, "rmse": 1.0}
-        for critic in ("joint", "exact")
-        for bound in problem.TRAINED_AS
-        for nats, sd in ((2.0, 1.0), (10.0, last))
-    ]
-    assert f"`nwj` with a joint critic {verb}" in page.found(pd.DataFrame(rows))

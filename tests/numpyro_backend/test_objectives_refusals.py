@@ -1,0 +1,92 @@
+"""What the objectives refuse in NumPyro alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from jax import Array
+from numpyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from numpyro.infer.elbo import TraceEnum_ELBO
+
+from numpyro_backend import TraceHamiltonian_ELBO, TraceInfoMax_ELBO, TraceMMD_ELBO
+from numpyro_backend.mutual_information import nwj
+from tests.numpyro_backend import programs
+from tests.numpyro_backend.steps import Params, evaluate_shapes
+
+pytestmark = pytest.mark.usefixtures("quick_double_precision")
+
+BASES = {
+    "enumerating": (TraceEnum_ELBO(), "draws every latent; got TraceEnum_ELBO"),
+    "multi-sample": (
+        Trace_ELBO(multi_sample_guide=True),
+        r"multi_sample_guide=False; got Trace_ELBO\(multi_sample_guide=True\)",
+    ),
+    "loss by site": (
+        TraceMeanField_ELBO(sum_sites=False),
+        r"sum_sites=True; got TraceMeanField_ELBO\(sum_sites=False\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("base", "match"), BASES.values(), ids=BASES)
+def test_bases(base: Any, match: str) -> None:
+    with pytest.raises((ValueError, NotImplementedError), match=match):
+        TraceMMD_ELBO(base=base)
+
+
+def test_a_base_that_vectorises_by_itself() -> None:
+    class SelfVectorised(Trace_ELBO):
+        def loss_with_mutable_state(
+            self, rng_key: Array, param_map: Params, *args: Any, **kwargs: Any
+        ) -> dict[str, Any]:
+            losses = jax.vmap(
+                lambda key: Trace_ELBO().loss(key, param_map, *args, **kwargs),
+            )(jax.random.split(rng_key))
+            return {"loss": losses.mean(), "mutable_state": None}
+
+    match = "got SelfVectorised, which runs model and guide inside a transformation of its own"
+    with pytest.raises((ValueError, NotImplementedError), match=match):
+        evaluate_shapes(TraceMMD_ELBO(base=SelfVectorised()), programs.vae())
+
+
+def test_a_critic_that_is_no_module() -> None:
+    with pytest.raises(TypeError, match=r"Expected critic to be a module of flax\.linen"):
+        TraceInfoMax_ELBO(nwj)
+
+
+def test_the_kl_of_a_guide_outside_plates() -> None:
+    def guide(x: Array) -> None:
+        loc = numpyro.param("m", jnp.zeros((len(x), 2)))
+        numpyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    match = r"KL of 'z' cannot be weighted by 0.5: the guide draws it outside its plates \['data'\]"
+    with pytest.raises((ValueError, NotImplementedError), match=match):
+        evaluate_shapes(TraceMMD_ELBO(0.5), programs.vae()._replace(guide=guide))
+
+
+@pytest.mark.parametrize("penalised", [False, True])
+def test_parameters_that_nobody_declared(penalised: bool) -> None:
+    elbo = TraceHamiltonian_ELBO()
+    with pytest.raises(
+        ValueError,
+        match=r"parameters of its own, 'hamiltonian.step_size', that svi.init did not declare: "
+        r"use numpyro_backend.SVI, or pass elbo.wrap_model\(model\) as the model",
+    ):
+        evaluate_shapes(TraceMMD_ELBO(base=elbo) if penalised else elbo, programs.vae())
+
+
+def test_parameters_of_another_shape() -> None:
+    elbo = TraceHamiltonian_ELBO(3, per_step=True)
+    case = programs.vae()
+    params = {"hamiltonian.step_size": jnp.array(0.1), "hamiltonian.beta_0": jnp.array(0.5)}
+    with pytest.raises(
+        ValueError,
+        match=r"'hamiltonian.step_size' of shape \(3,\); the parameters hold one of shape "
+        r"\(\): give this objective another name, or initialise",
+    ):
+        jax.eval_shape(lambda: elbo.loss(jax.random.key(0), params, *case[:2], *case.args))
