@@ -89,15 +89,14 @@ def same_draws() -> Iterator[None]:
     if world_size() == 1:
         yield
         return
+    own = RandomState.now()  # which the seed takes nothing from, as where there is one process
     seed = exchange(int(torch.empty((), dtype=torch.int64).random_()))[0]
-    token = _OWN_DRAWS.set(RandomState.now())
+    token = _OWN_DRAWS.set(own)
     torch.manual_seed(seed)
     try:
         yield
     finally:
-        own = _OWN_DRAWS.get()
-        assert own is not None
-        own.restore()
+        (_OWN_DRAWS.get() or own).restore()
         _OWN_DRAWS.reset(token)
 
 
