@@ -35,7 +35,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(arviz|collections|jax|jaxlib|jaxtyping|numpy|numpyro|pyro|torch|typing)\..*"),
     (r"py:class", r"Array|Tensor|Module|ndarray"),
-    (r"py:class", r".*\._core\.sites\..*|.*\.groups\.T"),
+    (r"py:class", r".*\._core\.(sites|evaluation)\..*|.*\.groups\.T|numpyro_backend\.groups\.Rows"),
 ]
 
 html_theme = "furo"
