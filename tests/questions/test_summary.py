@@ -144,7 +144,7 @@ class TestWhatCannotBeComputed:
 
             return run
 
-        case = Case(*map(with_global, rest))
+        case = Case(with_global(rest.model), with_global(rest.guide))
         summary = half.ask("summarise", case, num_importance_samples=20)
         for name in ("mutual_information", "marginal_kl", "mmd_squared", "lambd"):
             assert summary[name].meaning == "not computed: IndexError what to do"
