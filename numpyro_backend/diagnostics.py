@@ -16,7 +16,6 @@ from numpyro_backend._diagnostics.data_runs import run_over_data
 from numpyro_backend._diagnostics.dimensions import active_units, kl_by_dimension
 from numpyro_backend._diagnostics.discrepancy import mmd_test, suggest_lambd
 from numpyro_backend._diagnostics.evidence import log_evidence
-from numpyro_backend._traces.recording import Program
 from numpyro_backend.kernels import Kernel
 from pyro_infovae._core import summary
 from pyro_infovae._core.calibration import Calibration
@@ -25,6 +24,7 @@ from pyro_infovae._core.discrepancy import MMDTest, SuggestedLambd
 from pyro_infovae._core.docstrings import documented
 from pyro_infovae._core.evidence import Evidence
 from pyro_infovae._core.information import AggregatedPosterior, MutualInformationReport
+from pyro_infovae._core.programs import Program
 from pyro_infovae._core.summary import Summary, SummaryRow
 
 __all__ = [

@@ -12,8 +12,8 @@ import jax
 from jax import Array
 from jaxtyping import Key, Shaped
 
-from numpyro_backend._traces.recording import Program
 from numpyro_backend._traces.runs import draw_prior
+from pyro_infovae._core.programs import Program
 from pyro_infovae._core.rows import Rows as Rows
 from pyro_infovae._core.rows import data_of, normal_rows, rows_of
 from pyro_infovae._core.sites import Plate, Run, Sites

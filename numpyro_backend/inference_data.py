@@ -19,7 +19,7 @@ from numpyro.infer.elbo import ELBO
 
 from numpyro_backend._arrays.shared_jit import shared_jit
 from numpyro_backend._traces.importance_weights import in_chunks
-from numpyro_backend._traces.recording import Message, Program, joint_mask, undecorated
+from numpyro_backend._traces.recording import Message, joint_mask, undecorated
 from numpyro_backend.trace_hamiltonian_elbo import TraceHamiltonian_ELBO
 from pyro_infovae._core.arviz import (
     TO_INFERENCE_DATA,
@@ -33,6 +33,7 @@ from pyro_infovae._core.arviz import (
 )
 from pyro_infovae._core.docstrings import documented
 from pyro_infovae._core.draws import Axes, Draws, num_event_dims
+from pyro_infovae._core.programs import Program
 
 __all__ = ["to_inference_data"]
 

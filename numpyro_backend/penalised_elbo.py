@@ -18,10 +18,11 @@ from jaxtyping import Float, Key
 from numpyro.infer.elbo import ELBO, TraceEnum_ELBO
 
 from numpyro_backend._objectives.objective import Objective, TraceAnalyticKL_ELBO, evaluate_recorded
-from numpyro_backend._traces.recording import Program, Recorder
+from numpyro_backend._traces.recording import Recorder
 from numpyro_backend.groups import Group, Rows
 from pyro_infovae._core.evaluation import Evaluation
 from pyro_infovae._core.objectives import check_scalar
+from pyro_infovae._core.programs import Program
 from pyro_infovae._core.rows import Selection, group_by_plates
 
 Regularizer: TypeAlias = Callable[[Rows], Array]

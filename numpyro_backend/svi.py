@@ -8,7 +8,7 @@ from typing import Any
 import numpyro.infer
 from numpyro.infer.elbo import ELBO
 
-from numpyro_backend._traces.recording import Program
+from pyro_infovae._core.programs import Program
 
 
 class SVI(numpyro.infer.SVI):

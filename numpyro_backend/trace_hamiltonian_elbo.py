@@ -13,12 +13,12 @@ from numpyro.infer import Trace_ELBO
 
 from numpyro_backend._objectives.flow_parameters import FlowParameters
 from numpyro_backend._objectives.objective import Objective
-from numpyro_backend._traces.recording import Program, recorded_like, unrecorded
 from numpyro_backend._traces.refined_guide import RefinedGuide, SiteWeights
 from numpyro_backend.tempering import Tempering
 from pyro_infovae._core import objectives
 from pyro_infovae._core.docstrings import documented
 from pyro_infovae._core.evaluation import Evaluation
+from pyro_infovae._core.programs import Program, recorded_like, unrecorded
 from pyro_infovae._core.rows import Selection
 
 

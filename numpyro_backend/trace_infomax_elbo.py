@@ -18,13 +18,13 @@ from numpyro_backend._arrays.negatives import SCORERS, bound_information, by_par
 from numpyro_backend._objectives.critic_parameters import check_params, critic_parameters
 from numpyro_backend._objectives.model_with_critic import ModelWithCritic
 from numpyro_backend._traces.critic_data import DataSource, critic_data, only_group
-from numpyro_backend._traces.recording import Program
 from numpyro_backend.critics import Critic
 from numpyro_backend.groups import Group
 from numpyro_backend.mutual_information import Bound, get_bound
 from numpyro_backend.penalised_elbo import PenalisedELBO, Regularizer
 from pyro_infovae._core import objectives
 from pyro_infovae._core.docstrings import documented
+from pyro_infovae._core.programs import Program
 from pyro_infovae._core.rows import Selection
 
 

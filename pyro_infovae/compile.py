@@ -25,7 +25,7 @@ from pyro_infovae._compiled_step.parameter_update import (
     gradients_apart,
 )
 from pyro_infovae._core.docstrings import documented
-from pyro_infovae._traces.recording import Program
+from pyro_infovae._core.programs import Program
 
 Backend: TypeAlias = Literal["inductor"]
 

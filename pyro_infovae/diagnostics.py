@@ -13,6 +13,7 @@ from pyro_infovae._core.discrepancy import MMDTest, SuggestedLambd
 from pyro_infovae._core.docstrings import documented
 from pyro_infovae._core.evidence import Evidence
 from pyro_infovae._core.information import AggregatedPosterior, MutualInformationReport
+from pyro_infovae._core.programs import Program
 from pyro_infovae._core.summary import Summary, SummaryRow
 from pyro_infovae._diagnostics.aggregated_posterior import aggregated_posterior
 from pyro_infovae._diagnostics.calibration import simulation_based_calibration
@@ -22,7 +23,6 @@ from pyro_infovae._diagnostics.dimensions import active_units, kl_by_dimension
 from pyro_infovae._diagnostics.discrepancy import mmd_test, suggest_lambd
 from pyro_infovae._diagnostics.evidence import log_evidence
 from pyro_infovae._traces.fresh_draws import parameters_untouched
-from pyro_infovae._traces.recording import Program
 from pyro_infovae.kernels import Kernel
 
 __all__ = [

@@ -15,11 +15,11 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from pyro_infovae._arrays.gathering import own_draws
+from pyro_infovae._core.programs import Program
 from pyro_infovae._core.rows import Rows as Rows
 from pyro_infovae._core.rows import data_of, normal_rows, rows_of
 from pyro_infovae._core.sites import Plate, Run, Sites
 from pyro_infovae._traces.gathered_rows import gather
-from pyro_infovae._traces.recording import Program
 from pyro_infovae._traces.runs import draw_prior
 
 __all__ = ["Group", "Rows"]

@@ -31,13 +31,13 @@ from pyro_infovae._core.arviz import (
 )
 from pyro_infovae._core.docstrings import documented
 from pyro_infovae._core.draws import Arrays, Axes, Draws, num_event_dims
+from pyro_infovae._core.programs import Program
 from pyro_infovae._diagnostics.data_runs import to_numpy
 from pyro_infovae._traces.fresh_draws import parameters_untouched
 from pyro_infovae._traces.importance_weights import chunk_sizes
 from pyro_infovae._traces.recording import (
     PARTICLE_PLATE,
     Messages,
-    Program,
     full_size,
     is_data,
     is_latent,

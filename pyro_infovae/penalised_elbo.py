@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from pyro_infovae._arrays.gathering import same_draws
 from pyro_infovae._core.evaluation import Evaluation
 from pyro_infovae._core.objectives import check_scalar
+from pyro_infovae._core.programs import Program
 from pyro_infovae._core.rows import Selection, group_by_plates
 from pyro_infovae._objectives.objective import Objective, TraceAnalyticKL_ELBO, evaluate
-from pyro_infovae._traces.recording import Program, Recorder
+from pyro_infovae._traces.recording import Recorder
 from pyro_infovae.groups import Group, Rows
 
 Regularizer: TypeAlias = Callable[[Rows], Tensor]

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from pyro_infovae._core import objectives
 from pyro_infovae._core.docstrings import documented
 from pyro_infovae._core.evaluation import Evaluation
+from pyro_infovae._core.programs import Program, recorded_like, unrecorded
 from pyro_infovae._core.rows import Selection
 from pyro_infovae._objectives.flow_parameters import FlowParameters
 from pyro_infovae._objectives.objective import Objective, evaluate_traces
-from pyro_infovae._traces.recording import Program, recorded_like, unrecorded
 from pyro_infovae._traces.refined_guide import RefinedGuide, SiteWeights
 from pyro_infovae.tempering import Tempering
 

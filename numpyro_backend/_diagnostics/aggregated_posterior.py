@@ -31,11 +31,11 @@ from numpyro_backend._traces.fresh_draws import (
     log_prob,
     set_up,
 )
-from numpyro_backend._traces.recording import Program
 from pyro_infovae._core import information
 from pyro_infovae._core.data_runs import first_of_each
 from pyro_infovae._core.docstrings import documented
 from pyro_infovae._core.information import AggregatedPosterior
+from pyro_infovae._core.programs import Program
 
 _CALLER = "aggregated_posterior"
 _ELEMENTS_PER_CHUNK = 2**23

@@ -20,7 +20,7 @@ from numpyro import handlers
 from numpyro_backend._arrays.shared_jit import shared_jit
 from numpyro_backend._diagnostics.data_runs import counts_of
 from numpyro_backend._traces.fresh_draws import FreshDraws, set_up
-from numpyro_backend._traces.recording import Program, Record
+from numpyro_backend._traces.recording import Record
 from pyro_infovae._core import calibration
 from pyro_infovae._core.calibration import (
     Calibration,
@@ -31,6 +31,7 @@ from pyro_infovae._core.calibration import (
 )
 from pyro_infovae._core.data_runs import check_finite, feature_names
 from pyro_infovae._core.docstrings import documented
+from pyro_infovae._core.programs import Program
 from pyro_infovae._core.progress import with_progress
 from pyro_infovae._core.rows import Rows, rows_of
 from pyro_infovae._core.sites import Sites

@@ -23,7 +23,6 @@ from numpyro_backend._diagnostics.data_runs import counts_of
 from numpyro_backend._objectives.critic_parameters import CriticParameters, critic_parameters
 from numpyro_backend._traces.critic_data import DataSource, critic_data
 from numpyro_backend._traces.fresh_draws import FreshDraws, datum_of_rows, numpy_generator, set_up
-from numpyro_backend._traces.recording import Program
 from numpyro_backend.critics import ConcatCritic, Critic
 from numpyro_backend.mutual_information import Bound, get_bound
 from pyro_infovae._core import information
@@ -35,6 +34,7 @@ from pyro_infovae._core.information import (
     Split,
     check_rows,
 )
+from pyro_infovae._core.programs import Program
 from pyro_infovae._core.progress import with_progress
 
 _CALLER = "mutual_information"

@@ -22,9 +22,9 @@ from numpyro_backend._traces.fresh_draws import (
     datum_of_rows,
     set_up,
 )
-from numpyro_backend._traces.recording import Program
 from pyro_infovae._core.data_runs import DataRuns, Quantity, feature_names, first_of_each
 from pyro_infovae._core.data_runs import minibatches as _minibatches
+from pyro_infovae._core.programs import Program
 from pyro_infovae._core.rows import Rows
 from pyro_infovae._core.sites import Plate, Site
 

@@ -16,10 +16,11 @@ from jaxtyping import Float, Key
 
 from numpyro_backend._diagnostics.data_runs import check_all_drawn, check_densities, run_over_data
 from numpyro_backend._traces.fresh_draws import Draw, FreshDraws, log_prob
-from numpyro_backend._traces.recording import Message, Program, undecorated
+from numpyro_backend._traces.recording import Message, undecorated
 from pyro_infovae._core import dimensions
 from pyro_infovae._core.dimensions import ActiveUnits, KLByDimension
 from pyro_infovae._core.docstrings import documented
+from pyro_infovae._core.programs import Program
 from pyro_infovae._core.rows import flatten, normal_rows
 from pyro_infovae._core.sites import Run
 

@@ -14,11 +14,11 @@ from jaxtyping import Float, Key
 from numpyro_backend._arrays.shared_jit import shared_jit
 from numpyro_backend._diagnostics.data_runs import codes, run_over_data
 from numpyro_backend._traces.fresh_draws import Draw, log_prob, numpy_generator
-from numpyro_backend._traces.recording import Program
 from numpyro_backend.kernels import RBF, Kernel
 from pyro_infovae._core import discrepancy
 from pyro_infovae._core.discrepancy import MMDTest, SuggestedLambd
 from pyro_infovae._core.docstrings import documented
+from pyro_infovae._core.programs import Program
 
 
 @documented(discrepancy.MMD_TEST)

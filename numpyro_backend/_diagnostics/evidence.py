@@ -13,12 +13,12 @@ from jaxtyping import Key
 
 from numpyro_backend._traces.fresh_draws import set_up
 from numpyro_backend._traces.importance_weights import ImportanceSampler
-from numpyro_backend._traces.recording import Program
 from numpyro_backend.trace_hamiltonian_elbo import TraceHamiltonian_ELBO
 from pyro_infovae._core import evidence
 from pyro_infovae._core.docstrings import documented
 from pyro_infovae._core.evidence import Evidence
 from pyro_infovae._core.information import check_chunks
+from pyro_infovae._core.programs import Program
 
 
 @documented(evidence.LOG_EVIDENCE)

@@ -14,8 +14,9 @@ import numpyro
 from jax import Array
 
 from numpyro_backend._objectives.critic_parameters import CriticParameters
-from numpyro_backend._traces.recording import Program, Record
+from numpyro_backend._traces.recording import Record
 from numpyro_backend.groups import Group
+from pyro_infovae._core.programs import Program
 from pyro_infovae._core.rows import Selection, group_by_plates
 from pyro_infovae._core.sites import Run, Site
 

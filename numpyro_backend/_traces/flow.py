@@ -19,7 +19,8 @@ from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger
 
 from numpyro_backend._arrays.checkpointing import checkpointed_gradient
-from numpyro_backend._traces.recording import Message, Program, joint_mask
+from numpyro_backend._traces.recording import Message, joint_mask
+from pyro_infovae._core.programs import Program
 from pyro_infovae._core.sites import Plate, subsample_factor
 
 Values: TypeAlias = dict[str, Array]

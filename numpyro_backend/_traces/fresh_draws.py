@@ -18,8 +18,9 @@ from numpyro.infer.autoguide import AutoGuide
 from numpyro.primitives import Messenger
 
 from numpyro_backend._traces.critic_data import only_group
-from numpyro_backend._traces.recording import Message, Program, Recorder
+from numpyro_backend._traces.recording import Message, Recorder
 from numpyro_backend.groups import Group
+from pyro_infovae._core.programs import Program
 from pyro_infovae._core.rows import Rows, Selection, group_by_plates
 from pyro_infovae._core.sites import Run
 

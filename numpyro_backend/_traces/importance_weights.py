@@ -19,7 +19,8 @@ from numpyro.util import not_jax_tracer
 
 from numpyro_backend._arrays.shared_jit import shared_jit
 from numpyro_backend._traces.fresh_draws import Trace, draw_traces, log_prob
-from numpyro_backend._traces.recording import Message, Program, undecorated
+from numpyro_backend._traces.recording import Message, undecorated
+from pyro_infovae._core.programs import Program
 
 NUMBERS_PER_RUN = 2**23
 """What no site of a run should hold more of."""

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import reduce
 from typing import Any, TypeAlias
 
@@ -25,10 +25,10 @@ from numpyro.distributions import (
 )
 from numpyro.primitives import Messenger
 
+from pyro_infovae._core.programs import Program, Recorded
 from pyro_infovae._core.rows import Rows, Selection
 from pyro_infovae._core.sites import Plate, Run, Site, Sites, check_kl_is_separable
 
-Program: TypeAlias = Callable[..., Any]
 Message: TypeAlias = dict[str, Any]
 
 
@@ -41,33 +41,6 @@ def _register(record: type, arrays: set[str]) -> None:
 _register(Site, {"value", "mask", "normal"})
 _register(Run, {"guide", "model", "indices", "mutable"})
 _register(Rows, {"latents", "weights", "data"})
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """A program under a recording handler; ``fn`` is the program without it."""
-
-    fn: Program
-    handler: Callable[[], Messenger]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the program; its sites are recorded."""
-        with self.handler():
-            return self.fn(*args, **kwargs)
-
-
-def unrecorded(program: Program) -> Program:
-    """The user's own program: what a run that no objective scores has to call."""
-    while isinstance(program, Recorded):
-        program = program.fn
-    return program
-
-
-def recorded_like(program: Program, other: Program) -> Program:
-    """The other program under the recording handlers of the first."""
-    if not isinstance(program, Recorded):
-        return other
-    return Recorded(recorded_like(program.fn, other), program.handler)
 
 
 class Recorder:

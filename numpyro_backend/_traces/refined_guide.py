@@ -19,9 +19,10 @@ from numpyro.primitives import Messenger
 
 from numpyro_backend._traces.flow import LogJoint, isolated
 from numpyro_backend._traces.initial_draw import InitialDraw, InitialSite
-from numpyro_backend._traces.recording import Message, Program, reweight
+from numpyro_backend._traces.recording import Message, reweight
 from numpyro_backend.integrators import tempered_leapfrog
 from pyro_infovae._core.objectives import Prefactors
+from pyro_infovae._core.programs import Program
 
 
 @dataclass(frozen=True)

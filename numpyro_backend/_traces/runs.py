@@ -12,7 +12,8 @@ from jaxtyping import Key
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
-from numpyro_backend._traces.recording import Message, Program, Record, unrecorded
+from numpyro_backend._traces.recording import Message, Record
+from pyro_infovae._core.programs import Program, unrecorded
 from pyro_infovae._core.sites import Run, Sites
 
 

@@ -17,8 +17,8 @@ from pyro_infovae._arrays.checkpointing import graphs_kept, without_hooks
 from pyro_infovae._compiled_step.guards import Call, Guards, Source, guards_of
 from pyro_infovae._compiled_step.observed_step import Observation
 from pyro_infovae._compiled_step.step_graph import StandIns, StepGraph, Symbolic, trace
+from pyro_infovae._core.programs import Program
 from pyro_infovae._objectives.objective import evaluate
-from pyro_infovae._traces.recording import Program
 
 _CAUSE = (
     "a program that draws from other generators than torch's, or changes from run to run, cannot "

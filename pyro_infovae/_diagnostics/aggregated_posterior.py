@@ -18,6 +18,7 @@ from pyro_infovae._core import information
 from pyro_infovae._core.data_runs import first_of_each
 from pyro_infovae._core.docstrings import documented
 from pyro_infovae._core.information import AggregatedPosterior
+from pyro_infovae._core.programs import Program
 from pyro_infovae._core.sites import Site
 from pyro_infovae._diagnostics.data_runs import (
     check_all_drawn,
@@ -27,7 +28,6 @@ from pyro_infovae._diagnostics.data_runs import (
     to_numpy,
 )
 from pyro_infovae._traces.fresh_draws import FreshDraws, datum_of_rows, parameters_untouched
-from pyro_infovae._traces.recording import Program
 from pyro_infovae.groups import Group
 
 _CALLER = "aggregated_posterior"

@@ -21,11 +21,12 @@ from pyro_infovae._core import calibration
 from pyro_infovae._core.calibration import Calibration, Observed, find_places
 from pyro_infovae._core.data_runs import check_finite, feature_names
 from pyro_infovae._core.docstrings import documented
+from pyro_infovae._core.programs import Program
 from pyro_infovae._core.progress import with_progress
 from pyro_infovae._core.rows import rows_of
 from pyro_infovae._diagnostics.data_runs import counts_of, to_numpy
 from pyro_infovae._traces.fresh_draws import FreshDraws, parameters_untouched
-from pyro_infovae._traces.recording import Messages, Program, is_data, site_of
+from pyro_infovae._traces.recording import Messages, is_data, site_of
 
 Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 DataArguments: TypeAlias = Callable[[dict[str, Tensor]], Arguments]

@@ -25,11 +25,11 @@ from pyro_infovae._core.information import (
     Split,
     check_rows,
 )
+from pyro_infovae._core.programs import Program
 from pyro_infovae._core.progress import with_progress
 from pyro_infovae._diagnostics.data_runs import counts_of, numpy_generator
 from pyro_infovae._traces.critic_data import DataSource, critic_data
 from pyro_infovae._traces.fresh_draws import FreshDraws, datum_of_rows, parameters_untouched
-from pyro_infovae._traces.recording import Program
 from pyro_infovae.critics import ConcatCritic
 from pyro_infovae.mutual_information import Bound, get_bound
 

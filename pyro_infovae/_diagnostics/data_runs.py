@@ -12,9 +12,9 @@ from torch import Tensor
 
 from pyro_infovae._core.data_runs import DataRuns, Quantity, feature_names, first_of_each
 from pyro_infovae._core.data_runs import minibatches as _minibatches
+from pyro_infovae._core.programs import Program
 from pyro_infovae._core.sites import Run, Site
 from pyro_infovae._traces.fresh_draws import FreshDraws, Minibatch, datum_of_rows
-from pyro_infovae._traces.recording import Program
 from pyro_infovae.groups import Group
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_infovae._core import dimensions
 from pyro_infovae._core.dimensions import ActiveUnits, KLByDimension
 from pyro_infovae._core.docstrings import documented
+from pyro_infovae._core.programs import Program
 from pyro_infovae._core.rows import flatten, normal_rows
 from pyro_infovae._core.sites import Run, Site
 from pyro_infovae._diagnostics.data_runs import (
@@ -23,7 +24,7 @@ from pyro_infovae._diagnostics.data_runs import (
     source_of,
 )
 from pyro_infovae._traces.fresh_draws import parameters_untouched
-from pyro_infovae._traces.recording import Program, undecorated
+from pyro_infovae._traces.recording import undecorated
 from pyro_infovae.groups import Group
 
 

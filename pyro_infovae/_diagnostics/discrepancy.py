@@ -15,9 +15,9 @@ from torch import Tensor
 from pyro_infovae._core import discrepancy
 from pyro_infovae._core.discrepancy import MMDTest, SuggestedLambd
 from pyro_infovae._core.docstrings import documented
+from pyro_infovae._core.programs import Program
 from pyro_infovae._diagnostics.data_runs import codes, numpy_generator, run_over_data, to_numpy
 from pyro_infovae._traces.fresh_draws import parameters_untouched
-from pyro_infovae._traces.recording import Program
 from pyro_infovae.groups import Group
 from pyro_infovae.kernels import RBF, Kernel
 

@@ -13,8 +13,8 @@ from pyro_infovae._core import evidence
 from pyro_infovae._core.docstrings import documented
 from pyro_infovae._core.evidence import Evidence
 from pyro_infovae._core.information import check_chunks
+from pyro_infovae._core.programs import Program
 from pyro_infovae._traces.importance_weights import ImportanceSampler, chunk_sizes
-from pyro_infovae._traces.recording import Program
 from pyro_infovae.trace_hamiltonian_elbo import TraceHamiltonian_ELBO
 
 

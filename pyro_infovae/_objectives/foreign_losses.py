@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pyro_infovae._core.integrators import with_globals
-from pyro_infovae._traces.recording import Program
+from pyro_infovae._core.programs import Program
 
 
 def foreign_loss(

@@ -26,9 +26,9 @@ from torch.distributions import biject_to, kl_divergence
 from torch.distributions.transforms import ComposeTransform, IndependentTransform, Transform
 
 from pyro_infovae._core.evaluation import Evaluation
+from pyro_infovae._core.programs import Program
 from pyro_infovae._objectives.divergence import take_back_if_diverged, warn_of_rows
 from pyro_infovae._objectives.foreign_losses import enumerated_loss, foreign_loss
-from pyro_infovae._traces.recording import Program
 
 Traces: TypeAlias = Iterable[tuple[Trace, Trace]]
 

@@ -22,7 +22,8 @@ from torch.distributions import Transform, biject_to
 
 from pyro_infovae._arrays.checkpointing import checkpointed_gradient
 from pyro_infovae._arrays.full_precision import raised
-from pyro_infovae._traces.recording import Program, full_size, is_latent
+from pyro_infovae._core.programs import Program
+from pyro_infovae._traces.recording import full_size, is_latent
 from pyro_infovae._traces.runs import leaving_when
 
 Values: TypeAlias = dict[str, Tensor]

@@ -17,9 +17,10 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_infovae._core.programs import Program
 from pyro_infovae._core.rows import Selection, group_by_plates
 from pyro_infovae._traces.critic_data import only_group
-from pyro_infovae._traces.recording import Program, Recorder
+from pyro_infovae._traces.recording import Recorder
 from pyro_infovae.groups import Group
 
 

@@ -19,9 +19,9 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_infovae._core.programs import Program
 from pyro_infovae._traces.recording import (
     PARTICLE_PLATE,
-    Program,
     full_size,
     is_data,
     is_latent,

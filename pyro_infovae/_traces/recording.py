@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -20,10 +19,10 @@ from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_infovae._core.programs import Program, Recorded
 from pyro_infovae._core.rows import Selection
 from pyro_infovae._core.sites import Enumeration, Plate, Run, Site, Sites, check_kl_is_separable
 
-Program: TypeAlias = Callable[..., Any]
 Messages: TypeAlias = dict[str, Message]
 
 FLOWED = "_flowed"
@@ -31,33 +30,6 @@ FLOWED = "_flowed"
 
 PARTICLE_PLATE = "num_particles_vectorized"
 """The plate under which Pyro's ELBOs vectorise their particles."""
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """A program under a recording handler; ``fn`` is the program without it."""
-
-    fn: Program
-    handler: Callable[[], Messenger]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the program; its sites are recorded."""
-        with self.handler():
-            return self.fn(*args, **kwargs)
-
-
-def unrecorded(program: Program) -> Program:
-    """The user's own program: what a run that no objective scores has to call."""
-    while isinstance(program, Recorded):
-        program = program.fn
-    return program
-
-
-def recorded_like(program: Program, other: Program) -> Program:
-    """The other program under the recording handlers of the first."""
-    if not isinstance(program, Recorded):
-        return other
-    return Recorded(recorded_like(program.fn, other), program.handler)
 
 
 class Recorder:

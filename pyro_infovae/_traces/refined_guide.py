@@ -18,9 +18,10 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_infovae._core.objectives import Prefactors
+from pyro_infovae._core.programs import Program
 from pyro_infovae._traces.flow import LogJoint
 from pyro_infovae._traces.initial_draw import InitialDraw, InitialSite
-from pyro_infovae._traces.recording import FLOWED, Program, is_latent, reweight
+from pyro_infovae._traces.recording import FLOWED, is_latent, reweight
 from pyro_infovae.integrators import tempered_leapfrog
 
 

@@ -13,8 +13,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
+from pyro_infovae._core.programs import Program, unrecorded
 from pyro_infovae._core.sites import Run, Sites
-from pyro_infovae._traces.recording import Program, Record, unrecorded
+from pyro_infovae._traces.recording import Record
 
 
 def draw_prior(model: Program, args: Any, kwargs: Any, run: Run, names: Collection[str]) -> Sites:
