@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 
+from pyro_infovae._core.arrays import namespace
+
 Function = Callable[..., Sequence[Any]]
 
 
@@ -123,3 +125,8 @@ def message_of(call: Callable[[], Any]) -> str:
     with pytest.raises(ValueError, match=r"^Expected .*; *got ") as error:
         call()
     return str(error.value)
+
+
+def gaussian(x: Any, y: Any) -> Any:
+    """``RBF()`` as a user would write it, in either library."""
+    return namespace(x, y).exp(-((x[:, None] - y[None]) ** 2).sum(-1) / (2 * x.shape[1]))
