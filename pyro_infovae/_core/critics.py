@@ -12,29 +12,37 @@ from pyro_infovae._core.arrays import Array, cast
 BLOCK_ROWS = 16384
 """Pairs in a block: 16 MB for each layer of 256 units in float32."""
 
-CONCAT_CRITIC = r"""
+_NETWORKS = """
+        x_dim: features of x: the product of its event dims, or the width of `x_encoder`'s output.
+        z_dim: features of z, or the width of `z_encoder`'s output.
+        activation: any elementwise function of an array; in torch, a module class too.
+        x_encoder: network that takes x in its own shape, a convolutional one say: a torch module,
+            or in JAX an object with `init(rng_key)` and `apply(params, x)`. x is flattened to
+            (rows, x_dim) if not given.
+        z_encoder: the same for z (rows, features)."""
+"""The arguments of both critics."""
+
+CONCAT_CRITIC = (
+    r"""
     .. math:: T(x, z) = \mathrm{MLP}([e_x(x), e_z(z)])
 
     The usual critic of MINE and InfoMax-VAE, where it is also called a mutual information chain. It
     can learn any T, and scores n² pairs in n² passes of its layers after the first.
 
     Args:
-        x_dim: features of x: the product of its event dims, or the width of `x_encoder`'s output.
-        z_dim: features of z, or the width of `z_encoder`'s output.
-        hidden: widths of the hidden layers.
-        activation: any elementwise function of an array; in torch, a module class too.
-        x_encoder: network that takes x in its own shape, a convolutional one say: a torch module,
-            or in JAX an object with `init(rng_key)` and `apply(params, x)`. x is flattened to
-            (rows, x_dim) if not given.
-        z_encoder: the same for z (rows, features).
+        hidden: widths of the hidden layers."""
+    + _NETWORKS
+    + """
 
     Source:
         Belghazi et al., "MINE: Mutual Information Neural Estimation", arXiv 1801.04062; Rezaabad,
         Vishwanath, "Learning Representations by Maximizing Mutual Information in Variational
         Autoencoders", arXiv 1912.13361.
 """
+)
 
-SEPARABLE_CRITIC = r"""
+SEPARABLE_CRITIC = (
+    r"""
     .. math:: T(x, z) = f(e_x(x)) \cdot g(e_z(z))
 
     All n² pairs cost 2n passes of the networks and one matrix product, so it suits many negatives;
@@ -42,20 +50,16 @@ SEPARABLE_CRITIC = r"""
     with the usual initial weights the scores start near 0 anyway, and the learning rate is kept.
 
     Args:
-        x_dim: features of x: the product of its event dims, or the width of `x_encoder`'s output.
-        z_dim: features of z, or the width of `z_encoder`'s output.
         hidden: widths of the hidden layers of both f and g.
-        embed_dim: width of the embeddings.
-        activation: any elementwise function of an array; in torch, a module class too.
-        x_encoder: network that takes x in its own shape, a convolutional one say: a torch module,
-            or in JAX an object with `init(rng_key)` and `apply(params, x)`. x is flattened to
-            (rows, x_dim) if not given.
-        z_encoder: the same for z (rows, features).
+        embed_dim: width of the embeddings."""
+    + _NETWORKS
+    + """
 
     Source:
         van den Oord, Li, Vinyals, "Representation Learning with Contrastive Predictive Coding",
         arXiv 1807.03748; compared with the other in Poole et al., arXiv 1905.06922.
 """
+)
 
 SCORE_ALL_PAIRS = r"""
     A critic with a method `all_pairs(x, z)` does it its own way. Any other is called on blocks of
