@@ -41,7 +41,7 @@ from pyro_infovae._traces.recording import (
     full_size,
     is_data,
     is_latent,
-    masks_of,
+    joint_mask,
 )
 from pyro_infovae.trace_hamiltonian_elbo import TraceHamiltonian_ELBO
 
@@ -282,7 +282,6 @@ def _log_prob(site: Message) -> Tensor:
 
 def _counted(site: Message) -> Tensor:
     """Whether a row of a site is not masked."""
-    counted = torch.ones(site["fn"].batch_shape, dtype=torch.bool, device=site["value"].device)
-    for mask in masks_of(site):
-        counted = counted & mask
-    return counted
+    batch_shape, device = site["fn"].batch_shape, site["value"].device
+    mask = joint_mask(site, device)
+    return torch.as_tensor(True if mask is None else mask, device=device).expand(batch_shape)

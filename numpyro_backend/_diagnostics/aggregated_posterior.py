@@ -18,9 +18,7 @@ from numpyro.distributions import Distribution
 
 from numpyro_backend._arrays.shared_jit import shared_jit
 from numpyro_backend._diagnostics.data_runs import (
-    check_all_drawn,
     check_densities,
-    counts_of,
     minibatches,
 )
 from numpyro_backend._traces.fresh_draws import (
@@ -66,7 +64,6 @@ def aggregated_posterior(
     set_up(rng_key, guide, args, kwargs)
     draws = FreshDraws(_CALLER, model, guide, args, kwargs, sites)
     outline = draws.outline(rng_key, params)
-    check_all_drawn(_CALLER, outline)
     check_densities(_CALLER, outline)
     parts = minibatches(_CALLER, outline)
     keys = jax.random.split(rng_key, (num_samples, len(parts)))
@@ -125,7 +122,7 @@ def _draw_codes(
         },
         log_posterior=posterior.reshape(-1),
         log_prior=prior.reshape(-1),
-        counts=counts_of(draw.group.posterior),
+        counts=draw.group.posterior.dense_weights > 0,
         datum=datum_of_rows(draw.group),
     )
 

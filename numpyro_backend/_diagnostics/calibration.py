@@ -18,7 +18,6 @@ from jaxtyping import Bool, Int, Key, Shaped
 from numpyro import handlers
 
 from numpyro_backend._arrays.shared_jit import shared_jit
-from numpyro_backend._diagnostics.data_runs import counts_of
 from numpyro_backend._traces.fresh_draws import FreshDraws, set_up
 from numpyro_backend._traces.recording import Record
 from pyro_infovae._core import calibration
@@ -115,7 +114,7 @@ def _ranks(
 def _counted(ranked: _Ranked) -> tuple[Int[np.ndarray, "data dims"], tuple[str, ...]]:
     """The ranks of the latents that are not masked, and their dimensions' names."""
     dimensions = feature_names(ranked.latents.latents)
-    counted = np.asarray(counts_of(ranked.latents))
+    counted = np.asarray(ranked.latents.dense_weights > 0)
     for is_finite, source in (
         (jnp.isfinite(ranked.latents.values), "model draws"),
         (ranked.is_finite, "guide draws"),

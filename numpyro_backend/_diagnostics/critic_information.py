@@ -19,7 +19,6 @@ from jaxtyping import Bool, Float, Int, Key, Shaped
 
 from numpyro_backend._arrays.negatives import PairScores, bound_information, score_all
 from numpyro_backend._arrays.shared_jit import shared_jit
-from numpyro_backend._diagnostics.data_runs import counts_of
 from numpyro_backend._objectives.critic_parameters import CriticParameters, critic_parameters
 from numpyro_backend._traces.critic_data import DataSource, critic_data
 from numpyro_backend._traces.fresh_draws import FreshDraws, datum_of_rows, numpy_generator, set_up
@@ -222,7 +221,7 @@ def _draw_rows(
     group = draws.draw(rng_key, params).group
     rows = group.posterior
     x = critic_data(data, group, caller=draws.caller)
-    return _Rows(x, rows.values, datum_of_rows(group), counts_of(rows))
+    return _Rows(x, rows.values, datum_of_rows(group), rows.dense_weights > 0)
 
 
 @dataclass(frozen=True)

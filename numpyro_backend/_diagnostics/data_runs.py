@@ -22,10 +22,16 @@ from numpyro_backend._traces.fresh_draws import (
     datum_of_rows,
     set_up,
 )
-from pyro_infovae._core.data_runs import DataRuns, Quantity, feature_names, first_of_each
+from pyro_infovae._core.data_runs import (
+    DataRuns,
+    Quantity,
+    check_all_drawn,
+    check_density,
+    feature_names,
+    first_of_each,
+)
 from pyro_infovae._core.data_runs import minibatches as _minibatches
 from pyro_infovae._core.programs import Program
-from pyro_infovae._core.rows import Rows
 from pyro_infovae._core.sites import Plate, Site
 
 
@@ -97,16 +103,11 @@ def codes(draw: Draw) -> tuple[Float[Array, "rows features"], Float[Array, "rows
     return draw.group.posterior.values, draw.group.prior(1).values
 
 
-def counts_of(rows: Rows) -> Bool[Array, " rows"]:
-    """Whether a row is not masked."""
-    return jnp.ones(len(rows.values), bool) if rows.weights is None else rows.weights > 0
-
-
 def _look(
     draw: Draw,
 ) -> tuple[Int[Array, " rows"], Bool[Array, " rows"], Float[Array, "rows features"]]:
     rows = draw.group.posterior
-    return datum_of_rows(draw.group), counts_of(rows), rows.values
+    return datum_of_rows(draw.group), rows.dense_weights > 0, rows.values
 
 
 def _without_validation(draws: FreshDraws, quantity: Quantity) -> Callable[..., Any]:
@@ -117,36 +118,17 @@ def _without_validation(draws: FreshDraws, quantity: Quantity) -> Callable[..., 
     return evaluate
 
 
-def check_all_drawn(caller: str, outline: Outline) -> None:
-    """Refuse a prior that may depend on a latent of the model's own.
-
-    Raises:
-        ValueError: naming it.
-    """
-    for name, site in outline.run.model.items():
-        if site.is_latent and name not in outline.run.guide:
-            raise ValueError(
-                f"{caller}: the guide does not draw '{name}', on which the prior of "
-                f"{list(outline.names)} may depend: draw it in the guide"
-            )
-        if name == outline.names[-1]:
-            break
-
-
 def check_densities(caller: str, outline: Outline) -> None:
-    """Refuse a guide whose draws do not have a density per datum.
+    """Refuse latents whose density in guide and prior is not known row by row.
 
     Raises:
         ValueError: naming the site.
     """
+    run = outline.run
+    check_all_drawn(caller, run, outline.names)
     for name in outline.names:
-        drawn, prior = outline.run.guide[name], outline.run.model[name]
-        if drawn.kind == "Delta":
-            raise ValueError(
-                f"{caller}: the guide draws '{name}' as a point mass, which has no density: "
-                "choose others by sites"
-            )
-        check_batch_shape(caller, drawn, prior.plates)
+        check_density(caller, name, run.guide[name])
+        check_batch_shape(caller, run.guide[name], run.model[name].plates)
 
 
 def check_batch_shape(caller: str, site: Site, plates: Iterable[Plate]) -> None:

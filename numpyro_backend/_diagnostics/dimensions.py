@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Key
 
-from numpyro_backend._diagnostics.data_runs import check_all_drawn, check_densities, run_over_data
+from numpyro_backend._diagnostics.data_runs import check_densities, run_over_data
 from numpyro_backend._traces.fresh_draws import Draw, FreshDraws, log_prob
 from numpyro_backend._traces.recording import Message, undecorated
 from pyro_infovae._core import dimensions
@@ -80,7 +80,6 @@ def kl_by_dimension(
     dimensions.check_kl_by_dimension(num_samples)
     first_key, terms_key = jax.random.split(rng_key)
     runs = run_over_data(caller, first_key, params, model, guide, args, kwargs, sites)
-    check_all_drawn(caller, runs.first)
     check_densities(caller, runs.first)
     draws = FreshDraws(caller, model, guide, args, kwargs, sites)
     unsplit = jax.eval_shape(lambda key: _unsplit(draws.draw(key, params)), first_key)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from pyro_infovae._core.progress import with_progress
+from pyro_infovae._core.sites import Run, Site
 
 Quantity: TypeAlias = Callable[[Any], Any]
 """What is asked of a draw: arrays with a row per datum, by themselves or in a tuple."""
@@ -122,6 +123,45 @@ def minibatches(
     ((name, size, full_size),) = subsampled
     starts = range(0, full_size, size)
     return [{name: np.arange(start, start + size) % full_size} for start in starts]
+
+
+def check_all_drawn(caller: str, run: Run, names: Sequence[str]) -> None:
+    """Refuse a prior that may depend on a latent of the model's own.
+
+    Args:
+        caller: who needs it, for messages.
+        run: a run of guide and model.
+        names: the latents whose priors are needed, in the order of the model.
+
+    Raises:
+        ValueError: naming the latent.
+    """
+    for name, site in run.model.items():
+        if site.is_latent and name not in run.guide:
+            raise ValueError(
+                f"{caller}: the guide does not draw '{name}', on which the prior of "
+                f"{list(names)} may depend: draw it in the guide"
+            )
+        if name == names[-1]:
+            break
+
+
+def check_density(caller: str, name: str, source: Site) -> None:
+    """Refuse a latent that a guide draws as a point mass.
+
+    Args:
+        caller: who needs its density, for messages.
+        name: the latent's name.
+        source: the guide's site that its density sits in.
+
+    Raises:
+        ValueError: naming the latent.
+    """
+    if source.kind == "Delta":
+        raise ValueError(
+            f"{caller}: the guide draws '{name}' as a point mass, which has no density: "
+            "choose others by sites"
+        )
 
 
 def check_finite(

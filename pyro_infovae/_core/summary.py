@@ -190,7 +190,7 @@ _QUANTITIES: Mapping[str, Sequence[_Quantity]] = {
         _Quantity(
             "log_evidence",
             "log p(x): how probable the data are",
-            lambda evidence: _log_evidence(evidence),
+            _log_evidence,
         ),
         _Quantity(
             "effective_sample_size",

@@ -21,9 +21,7 @@ from pyro_infovae._core.information import AggregatedPosterior
 from pyro_infovae._core.programs import Program
 from pyro_infovae._core.sites import Site
 from pyro_infovae._diagnostics.data_runs import (
-    check_all_drawn,
     check_densities,
-    counts_of,
     minibatches,
     to_numpy,
 )
@@ -57,7 +55,6 @@ def aggregated_posterior(
     with parameters_untouched():
         draws = FreshDraws(_CALLER, model, guide, args, kwargs, sites)
         first = draws.draw()
-        check_all_drawn(_CALLER, first)
         check_densities(_CALLER, first)
         parts = minibatches(_CALLER, first)
         runs = [[_Codes.of(draws.draw(batch)) for batch in parts] for _ in range(num_samples)]
@@ -105,7 +102,7 @@ class _Codes:
             values={name: site.value for name, site in drawn.items()},
             conditionals={name: site.fn for name, site in drawn.items()},
             prior=prior,
-            counts=counts_of(group),
+            counts=group.posterior.dense_weights > 0,
             datum=datum_of_rows(group),
         )
 

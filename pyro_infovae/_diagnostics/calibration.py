@@ -24,7 +24,7 @@ from pyro_infovae._core.docstrings import documented
 from pyro_infovae._core.programs import Program
 from pyro_infovae._core.progress import with_progress
 from pyro_infovae._core.rows import rows_of
-from pyro_infovae._diagnostics.data_runs import counts_of, to_numpy
+from pyro_infovae._diagnostics.data_runs import to_numpy
 from pyro_infovae._traces.fresh_draws import FreshDraws, parameters_untouched
 from pyro_infovae._traces.recording import Messages, is_data, site_of
 
@@ -79,7 +79,7 @@ def _ranks(
     draws = FreshDraws(_CALLER, model, same_minibatch, *simulation.arguments, sites)
     group = draws.draw()
     (run,) = group.runs
-    counted = counts_of(group)
+    counted = group.posterior.dense_weights > 0
     dimensions = feature_names(group.posterior.latents)
     drawn = OrderedDict((n, site_of(simulation.messages[n])) for n in group.names)
     latents = rows_of(group.names, drawn, run).values[counted]

@@ -27,7 +27,7 @@ from pyro_infovae._core.information import (
 )
 from pyro_infovae._core.programs import Program
 from pyro_infovae._core.progress import with_progress
-from pyro_infovae._diagnostics.data_runs import counts_of, numpy_generator
+from pyro_infovae._diagnostics.data_runs import numpy_generator
 from pyro_infovae._traces.critic_data import DataSource, critic_data
 from pyro_infovae._traces.fresh_draws import FreshDraws, datum_of_rows, parameters_untouched
 from pyro_infovae.critics import ConcatCritic
@@ -128,7 +128,7 @@ class _Part:
         rows = group.posterior
         x = critic_data(self.data, group, caller=_CALLER)
         drawn = _Rows(x, rows.values, datum_of_rows(group))
-        return drawn.take(self.kept.to(drawn.datum.device)[drawn.datum] & counts_of(group))
+        return drawn.take(self.kept.to(drawn.datum.device)[drawn.datum] & (rows.dense_weights > 0))
 
     def batches(self, batch_size: int) -> Iterator[_Rows]:
         """Rows in random order, drawn afresh when they are used up."""

@@ -10,7 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_infovae._core.data_runs import DataRuns, Quantity, feature_names, first_of_each
+from pyro_infovae._core.data_runs import (
+    DataRuns,
+    Quantity,
+    check_all_drawn,
+    check_density,
+    feature_names,
+    first_of_each,
+)
 from pyro_infovae._core.data_runs import minibatches as _minibatches
 from pyro_infovae._core.programs import Program
 from pyro_infovae._core.sites import Run, Site
@@ -75,14 +82,6 @@ def codes(group: Group) -> tuple[Tensor, Tensor]:
     return group.posterior.values, group.prior(1).values
 
 
-def counts_of(group: Group) -> Tensor:
-    """Whether a row is not masked."""
-    rows = group.posterior
-    if rows.weights is None:
-        return torch.ones(len(rows.values), dtype=torch.bool, device=rows.values.device)
-    return rows.weights > 0
-
-
 def minibatches(caller: str, group: Group) -> list[Minibatch | None]:
     """Minibatches that cover the data; a single None where no plate is subsampled."""
     plates = [(plate.name, plate.size, plate.full_size) for plate in group.plates]
@@ -93,36 +92,16 @@ def minibatches(caller: str, group: Group) -> list[Minibatch | None]:
     ] or [None]
 
 
-def check_all_drawn(caller: str, group: Group) -> None:
-    """Refuse a prior that may depend on a latent of the model's own.
-
-    Raises:
-        ValueError: naming it.
-    """
-    (run,) = group.runs
-    for name, site in run.model.items():
-        if site.is_latent and name not in run.guide:
-            raise ValueError(
-                f"{caller}: the guide does not draw '{name}', on which the prior of "
-                f"{list(group.names)} may depend: draw it in the guide"
-            )
-        if name == group.names[-1]:
-            break
-
-
 def check_densities(caller: str, group: Group) -> None:
-    """Refuse a guide whose draws have no density.
+    """Refuse latents whose density in guide and prior is not known row by row.
 
     Raises:
         ValueError: naming the site.
     """
     (run,) = group.runs
+    check_all_drawn(caller, run, group.names)
     for name in group.names:
-        if source_of(name, run).kind == "Delta":
-            raise ValueError(
-                f"{caller}: the guide draws '{name}' as a point mass, which has no density: "
-                "choose others by sites"
-            )
+        check_density(caller, name, source_of(name, run))
 
 
 def source_of(name: str, run: Run) -> Site:
@@ -131,4 +110,4 @@ def source_of(name: str, run: Run) -> Site:
 
 
 def _look(group: Group) -> tuple[Tensor, Tensor, Tensor]:
-    return datum_of_rows(group), counts_of(group), group.posterior.values
+    return datum_of_rows(group), group.posterior.dense_weights > 0, group.posterior.values

@@ -18,7 +18,6 @@ from pyro_infovae._core.programs import Program
 from pyro_infovae._core.rows import flatten, normal_rows
 from pyro_infovae._core.sites import Run, Site
 from pyro_infovae._diagnostics.data_runs import (
-    check_all_drawn,
     check_densities,
     run_over_data,
     source_of,
@@ -78,7 +77,6 @@ def kl_by_dimension(
     dimensions.check_kl_by_dimension(num_samples)
     with parameters_untouched():
         runs = run_over_data(caller, model, guide, args, kwargs, sites)
-        check_all_drawn(caller, runs.first)
         check_densities(caller, runs.first)
         return dimensions.ask_kl_by_dimension(
             runs,

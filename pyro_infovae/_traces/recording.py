@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections import OrderedDict
 from dataclasses import replace
+from functools import reduce
 from typing import Any, TypeAlias
 
 import torch
@@ -255,24 +257,21 @@ def undecorated(fn: Distribution) -> Distribution:
     return fn
 
 
-def masks_of(msg: Message) -> list[Tensor | bool]:
-    """The masks of a site that are not trivially true: its context's and its distribution's."""
+def joint_mask(msg: Message, device: torch.device) -> Tensor | None:
+    """Where the masks of a site's context and of its distribution are all true; None without any.
+
+    A mask that is trivially true is none.
+    """
     masks, fn = [msg["mask"]], msg["fn"]
     while isinstance(fn, MaskedDistribution | ExpandedDistribution):
         masks.append(getattr(fn, "_mask", None))
         fn = fn.base_dist
-    return [mask for mask in masks if mask is not None and mask is not True]
-
-
-def joint_mask(msg: Message, device: torch.device) -> Tensor | None:
-    """Where all masks of a site are true; None where it has none."""
-    masks = [torch.as_tensor(mask, device=device) for mask in masks_of(msg)]
-    if not masks:
-        return None
-    joint = masks[0]
-    for mask in masks[1:]:
-        joint = joint & mask
-    return joint
+    masks = [
+        torch.as_tensor(mask, device=device)
+        for mask in masks
+        if mask is not None and mask is not True
+    ]
+    return reduce(operator.and_, masks) if masks else None
 
 
 def masks_features(fn: Distribution) -> bool:
