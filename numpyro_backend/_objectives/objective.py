@@ -18,9 +18,9 @@ from numpyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from numpyro.infer.elbo import ELBO
 from numpyro.primitives import Messenger
 
-from numpyro_backend._traces.recording import Message, Recorder
+from numpyro_backend._traces.recording import Message, Recorded, Recorder
 from pyro_infovae._core.evaluation import Evaluation
-from pyro_infovae._core.programs import Program, Recorded
+from pyro_infovae._core.programs import Program
 from pyro_infovae._core.sites import Run
 
 

@@ -25,7 +25,7 @@ from numpyro.distributions import (
 )
 from numpyro.primitives import Messenger
 
-from pyro_infovae._core.programs import Program, Recorded
+from pyro_infovae._core.programs import Program, RecordedProgram
 from pyro_infovae._core.rows import Rows, Selection
 from pyro_infovae._core.sites import Plate, Run, Site, Sites, check_kl_is_separable
 
@@ -41,6 +41,15 @@ def _register(record: type, arrays: set[str]) -> None:
 _register(Site, {"value", "mask", "normal"})
 _register(Run, {"guide", "model", "indices", "mutable"})
 _register(Rows, {"latents", "weights", "data"})
+
+
+class Recorded(RecordedProgram):
+    """A program whose sites are recorded in each of its runs."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program; its sites are recorded."""
+        with self.handler():
+            return self.fn(*args, **kwargs)
 
 
 class Recorder:

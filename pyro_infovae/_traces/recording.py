@@ -21,7 +21,7 @@ from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_infovae._core.programs import Program, Recorded
+from pyro_infovae._core.programs import Program, RecordedProgram
 from pyro_infovae._core.rows import Selection
 from pyro_infovae._core.sites import Enumeration, Plate, Run, Site, Sites, check_kl_is_separable
 
@@ -32,6 +32,15 @@ FLOWED = "_flowed"
 
 PARTICLE_PLATE = "num_particles_vectorized"
 """The plate under which Pyro's ELBOs vectorise their particles."""
+
+
+class Recorded(RecordedProgram):
+    """A program whose sites are recorded in each of its runs."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program; its sites are recorded."""
+        with self.handler():
+            return self.fn(*args, **kwargs)
 
 
 class Recorder:
