@@ -37,9 +37,10 @@ class NormalPairs:
     lengthscales: tuple[float, ...]
     block_rows: int = BLOCK_ROWS
 
-    def prepare(self, x: Sample, y: Sample) -> tuple[_Normals, _Normals]:
+    def prepare(self, x: Sample, y: Sample) -> tuple[_Normals, _Normals, _Normals]:
         """Lay both samples out by feature."""
-        return _by_feature(x), _by_feature(y)
+        y_side = _by_feature(y)
+        return _by_feature(x), y_side, y_side
 
     def columns(self, x: _Normals, derivatives: bool) -> tuple[int, ...]:
         """Count the kernel and, for each feature, two derivatives."""

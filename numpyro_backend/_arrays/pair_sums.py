@@ -38,8 +38,11 @@ class PairKernel(Protocol):
     def block_rows(self) -> int:
         """The rows on either side of a block, at most."""
 
-    def prepare(self, x: Sample, y: Sample) -> tuple[Side, Side]:
-        """Return both samples as sides; rows of zeros added to a side count for nothing."""
+    def prepare(self, x: Sample, y: Sample) -> tuple[Side, Side, Side]:
+        """Return x and y as sides for pairs within each, and y for the pairs with x.
+
+        Rows of zeros added to a side count for nothing.
+        """
 
     def columns(self, x: Side, derivatives: bool) -> tuple[int, ...]:
         """Return the number of row sums: the kernel's and, if asked for, its derivatives'."""
@@ -66,10 +69,10 @@ def weighted_mmd(
         periods: the pairs that each sum leaves out.
         coefficients: a, b and c.
     """
-    x_side, y_side = kernel.prepare(x, y)
+    x_side, y_side, y_across = kernel.prepare(x, y)
     (xx,) = _sums_within(kernel, x_side, periods.xx, derivatives=False)
     (yy,) = _sums_within(kernel, y_side, periods.yy, derivatives=False)
-    (xy,), _ = _sums_across(kernel, x_side, y_side, periods.xy, derivatives=False)
+    (xy,), _ = _sums_across(kernel, x_side, y_across, periods.xy, derivatives=False)
     a, b, c = coefficients
     return a * _total(xx, x) + b * _total(yy, y) + c * _total(xy, x)
 
@@ -77,20 +80,22 @@ def weighted_mmd(
 def _forward(
     kernel: PairKernel, x: Sample, y: Sample, periods: Periods, coefficients: Coefficients
 ) -> tuple[Array, tuple[Sample, Sample, Coefficients]]:
-    x_side, y_side = kernel.prepare(x, y)
+    x_side, y_side, y_across = kernel.prepare(x, y)
     xx = _sums_within(kernel, x_side, periods.xx, derivatives=True)
     yy = _sums_within(kernel, y_side, periods.yy, derivatives=True)
-    xy, yx = _sums_across(kernel, x_side, y_side, periods.xy, derivatives=True)
+    xy, yx = _sums_across(kernel, x_side, y_across, periods.xy, derivatives=True)
 
-    def gradient(sample: Sample, side: Side, weight: Array, own: RowSums, other: RowSums) -> Sample:
-        sums = tuple(2 * weight * s + c * t for s, t in zip(own, other, strict=True))
-        rows, weights = kernel.gradient(side, sums)
+    def gradient(sample: Sample, *parts: tuple[Side, Array, RowSums]) -> Sample:
+        slopes = [kernel.gradient(side, tuple(w * s for s in sums)) for side, w, sums in parts]
+        rows, weights = jax.tree.map(lambda *slope: sum(slope), *slopes)
         return Sample(rows, None if sample.weights is None else weights)
 
     a, b, c = coefficients
     totals = _total(xx[0], x), _total(yy[0], y), _total(xy[0], x)
     value = a * totals[0] + b * totals[1] + c * totals[2]
-    return value, (gradient(x, x_side, a, xx, xy), gradient(y, y_side, b, yy, yx), totals)
+    of_x = gradient(x, (x_side, 2 * a, xx), (x_side, c, xy))
+    of_y = gradient(y, (y_side, 2 * b, yy), (y_across, c, yx))
+    return value, (of_x, of_y, totals)
 
 
 def _backward(
@@ -211,10 +216,13 @@ class RadialPairs:
     kernel: RadialKernel
     block_rows: int = BLOCK_ROWS
 
-    def prepare(self, x: Sample, y: Sample) -> tuple[_Points, _Points]:
-        """Centre both samples, for the product to keep its digits, and factor the distances."""
-        centre = jax.lax.stop_gradient((_mean(x) + _mean(y)) / 2)
-        return _factored(x, centre), _factored(y, centre)
+    def prepare(self, x: Sample, y: Sample) -> tuple[_Points, _Points, _Points]:
+        """Centre the samples, for the product to keep its digits, and factor the distances.
+
+        Within a sample the centre is its own mean: one that x and y share may be far from both.
+        """
+        x_mean, y_mean = (jax.lax.stop_gradient(_mean(sample)) for sample in (x, y))
+        return _factored(x, x_mean), _factored(y, y_mean), _factored(y, x_mean)
 
     def columns(self, x: _Points, derivatives: bool) -> tuple[int, ...]:
         """Count the kernel and the moments."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The mean of an RBF kernel under diagonal normals, for sums over blocks of pairs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_infovae._arrays.pair_sums import BLOCK_ELEMENTS, Gradients, Term, weighted_mmd
+from pyro_infovae._arrays.pair_sums import BLOCK_ELEMENTS, Term, weighted_mmd
 from pyro_infovae._core.mmd import Periods, Sample, coefficients
 
 
@@ -38,9 +38,10 @@ class NormalPairs:
     lengthscales: tuple[float, ...]
     block_elements: int = BLOCK_ELEMENTS
 
-    def prepare(self, x: Sample, y: Sample) -> tuple[_Normals, _Normals]:
+    def prepare(self, x: Sample, y: Sample) -> tuple[_Normals, _Normals, _Normals]:
         """Lay both samples out by feature."""
-        return _by_feature(x), _by_feature(y)
+        y_side = _by_feature(y)
+        return _by_feature(x), y_side, y_side
 
     def columns(self, x: _Normals, derivatives: bool) -> int:
         """Count the kernel and, for each feature, two derivatives."""
@@ -63,7 +64,7 @@ class NormalPairs:
                 push = pull.mul_(slope).sub_(spread.reciprocal_().mul_(mean))
                 yield _term(1 + d + j, push, x, y)
 
-    def gradients(self, x: _Normals, sums: Float[Tensor, "columns n"]) -> Gradients:
+    def gradients(self, x: _Normals, sums: Float[Tensor, "columns n"]) -> Sequence[Tensor]:
         """Return the gradient with respect to locations, scales and weights."""
         d = len(x.loc)
         return (

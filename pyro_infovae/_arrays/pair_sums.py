@@ -7,6 +7,7 @@ the gradient. Both are worked out while a block of pairs is at hand, so that no 
 exists at a time; backward only scales the gradient.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -48,8 +49,8 @@ class PairKernel(Protocol):
     def block_elements(self) -> int:
         """The pairs per block, at most (but at least one row)."""
 
-    def prepare(self, x: Sample, y: Sample) -> tuple[Side, Side]:
-        """Return both samples as sides."""
+    def prepare(self, x: Sample, y: Sample) -> tuple[Side, Side, Side]:
+        """Return x and y as sides for pairs within each, and y for the pairs with x."""
 
     def columns(self, x: Side, derivatives: bool) -> int:
         """Return the number of row sums, with those of the derivatives or without."""
@@ -59,7 +60,7 @@ class PairKernel(Protocol):
     ) -> Iterator[Term]:
         """Yield the kernel for column 0, then, if asked for, its derivatives for the others."""
 
-    def gradients(self, x: Side, sums: Float[Tensor, "columns n"]) -> Gradients:
+    def gradients(self, x: Side, sums: Float[Tensor, "columns n"]) -> Sequence[Tensor]:
         """Return the gradient with respect to each tensor of a sample, its weights last."""
 
 
@@ -101,20 +102,21 @@ def _value_and_gradients(
     half = len(samples) // 2
     x_wanted, y_wanted = any(wanted[:half]), any(wanted[half:-3])
     x_weights, y_weights = samples[half - 1], samples[-1]
-    x, y = kernel.prepare(
+    x, y, y_across = kernel.prepare(
         Sample(tuple(samples[: half - 1]), x_weights), Sample(tuple(samples[half:-1]), y_weights)
     )
     xx = _sums_within(kernel, x, periods.xx, x_wanted)
     yy = _sums_within(kernel, y, periods.yy, y_wanted)
-    xy, yx = _sums_across(kernel, x, y, periods.xy, x_wanted, y_wanted)
+    xy, yx = _sums_across(kernel, x, y_across, periods.xy, x_wanted, y_wanted)
 
     s_xx, s_yy, s_xy = _total(xx, x_weights), _total(yy, y_weights), _total(xy, x_weights)
-    none = (None,) * half
-    gradients = (
-        *(kernel.gradients(x, 2 * a * xx + c * xy) if x_wanted else none),
-        *(kernel.gradients(y, 2 * b * yy + c * yx) if y_wanted else none),
-        *(s_xx, s_yy, s_xy),
-    )
+    gradients: list[Tensor | None] = [None] * (2 * half)
+    if x_wanted:
+        gradients[:half] = kernel.gradients(x, 2 * a * xx + c * xy)
+    if y_wanted:
+        parts = kernel.gradients(y, 2 * b * yy), kernel.gradients(y_across, c * yx)
+        gradients[half:] = map(torch.add, *parts)
+    gradients += (s_xx, s_yy, s_xy)
     kept = [g if w else None for g, w in zip(gradients, wanted, strict=True)]
     return a * s_xx + b * s_yy + c * s_xy, kept
 
@@ -165,7 +167,7 @@ def _num_rows(side: Side) -> int:
 
 
 def _select(side: Side, rows: slice) -> Side:
-    return side._make(a[:, rows] for a in side)
+    return side if rows == slice(0, _num_rows(side)) else side._make(a[:, rows] for a in side)
 
 
 def _total(sums: Float[Tensor, "columns n"], weights: Tensor | None) -> Float[Tensor, ""]:
@@ -188,6 +190,9 @@ class _WithGradients(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*output[1:])
+
+    # torch asks for it in every call, and to work it out takes as long as a product of matrices.
+    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
 
     @staticmethod
     def backward(
@@ -227,10 +232,13 @@ class RadialPairs:
     kernel: RadialKernel
     block_elements: int = BLOCK_ELEMENTS
 
-    def prepare(self, x: Sample, y: Sample) -> tuple[_Points, _Points]:
-        """Centre both samples, for the product to keep its digits, and factor the distances."""
-        centre = (_mean(x) + _mean(y)) / 2
-        return _factored(x, centre), _factored(y, centre)
+    def prepare(self, x: Sample, y: Sample) -> tuple[_Points, _Points, _Points]:
+        """Centre the samples, for the product to keep its digits, and factor the distances.
+
+        Within a sample the centre is its own mean: one that x and y share may be far from both.
+        """
+        x_mean, y_mean = _mean(x), _mean(y)
+        return _factored(x, x_mean), _factored(y, y_mean), _factored(y, x_mean)
 
     def columns(self, x: _Points, derivatives: bool) -> int:
         """Count the kernel and the moments."""
@@ -254,7 +262,7 @@ class RadialPairs:
         leave_out(slope)
         yield Term(slice(1, None), slope, x.moments, y.moments)
 
-    def gradients(self, x: _Points, sums: Float[Tensor, "columns n"]) -> Gradients:
+    def gradients(self, x: _Points, sums: Float[Tensor, "columns n"]) -> Sequence[Tensor]:
         """Return the gradient with respect to the points and to their weights."""
         points = x.right[:-2]
         return (2 * x.weights * (points * sums[-1] - sums[1:-1])).T, sums[0]

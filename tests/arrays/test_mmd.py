@@ -158,6 +158,29 @@ def test_float32_far_from_the_origin(kernel: Kernel, estimator: Any) -> None:
     assert abs(single.item() - exact.item()) < 1e-6
 
 
+@pytest.mark.parametrize("distance", [100.0, 1e4])
+@pytest.mark.parametrize("kernel", [RBF(), IMQ()], ids=repr)
+def test_float32_of_samples_far_apart(
+    library: Library, kernel: RadialKernel, distance: float
+) -> None:
+    """Each side keeps its digits; those of the distances across carry no more than float32 has."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(128, 2)) + distance, rng.normal(size=(128, 2))
+    singles = [x.astype(np.float32), y.astype(np.float32)]
+    doubles = [single.astype(np.float64) for single in singles]
+
+    def estimate(a: Any, b: Any) -> list[Any]:
+        return [library.module("mmd").mmd_squared(a, b, kernel)]
+
+    (single,), (double,) = (
+        library.differentiate(estimate, arrays) for arrays in (singles, doubles)
+    )
+    np.testing.assert_allclose(single.values, double.values, rtol=1e-5)
+    for got, want in zip(single.gradients[0], double.gradients[0], strict=True):
+        assert got.dtype == np.float32
+        assert np.linalg.norm(got - want) < 1e-4 * np.linalg.norm(want)
+
+
 def test_normals_in_float32() -> None:
     loc, scale = torch.randn(200, 5) + 100, torch.rand(200, 5)
     y_loc, y_scale = torch.zeros(200, 5) + 100, torch.ones(200, 5)
