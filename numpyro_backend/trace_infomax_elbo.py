@@ -142,6 +142,9 @@ class TraceInfoMax_ELBO(PenalisedELBO):
         group = only_group(groups, caller=type(self).__name__)
         rows = group.posterior
         assert rows.batch_size is not None
+        if rows.batch_size == 1:
+            objectives.warn_of_single_row(type(self).__name__, group.names)
+            return jnp.zeros((), rows.values.dtype)
         arrange = partial(by_particle, batch_size=rows.batch_size)
         self._warn_if_few(len(rows.values))
         weight = rows.num_data * self.alpha

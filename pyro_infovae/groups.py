@@ -52,6 +52,14 @@ class Group:
         """The plates of the latents, left to right."""
         return self.runs[0].model[self.names[0]].plates
 
+    @property
+    def num_particles(self) -> int:
+        """The number of draws per datum."""
+        return sum(
+            1 if run.particle_plate is None or run.particle is not None else run.particle_plate.size
+            for run in self.runs
+        )
+
     @cached_property
     def posterior(self) -> Rows:
         """The rows as the guide drew them and the model saw them."""

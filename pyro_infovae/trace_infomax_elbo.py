@@ -108,10 +108,13 @@ class TraceInfoMax_ELBO(PenalisedELBO):
         x = critic_data(self.data, group, caller=caller)
         rows = group.with_data({"x": x})
         assert rows.batch_size is not None
+        if rows.batch_size == 1:
+            objectives.warn_of_single_row(caller, group.names)
+            return rows.values.new_zeros(())
         arrange = partial(
             by_particle,
             runs=len(group.runs),
-            particles=self.base.num_particles,
+            particles=group.num_particles,
             batch_size=rows.batch_size,
         )
         self._warn_if_few(len(rows.values))

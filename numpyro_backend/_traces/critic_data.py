@@ -11,7 +11,6 @@ from jax import Array
 from jaxtyping import Shaped
 
 from numpyro_backend.groups import Group
-from pyro_infovae._core.rows import data_size
 from pyro_infovae._core.sites import Run
 
 DataSource: TypeAlias = str | Callable[..., Array] | None
@@ -26,12 +25,12 @@ def only_group(groups: Sequence[Group], *, caller: str) -> Group:
     if len(groups) > 1:
         raise ValueError(
             f"{caller}: the latents {[list(group.names) for group in groups]} are in different "
-            "plates, and a critic sees one row of each: choose by sites"
+            "plates or under different masks, and a critic sees one row of each: choose by sites"
         )
     (group,) = groups
-    if data_size(group.plates) == 1:
+    if not group.plates:
         raise ValueError(
-            f"{caller}: the latents {list(group.names)} are in no plate of several data, so there "
+            f"{caller}: the latents {list(group.names)} are in no plate of data, so there "
             "is no datum that they could tell of: choose by sites"
         )
     return group

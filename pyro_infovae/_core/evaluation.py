@@ -18,10 +18,12 @@ class Evaluation:
         loss: the loss in nats, with its gradient; on the device, which nothing has waited for.
         terms: what the loss is made of by name, in nats, without gradients.
         finite: by site, which rows stayed finite in a flow; empty where nothing flows.
+        counts: by the names of a group that is masked, how many of its rows count.
         mutable_state: the values of NumPyro's mutable sites, those of the first particle.
     """
 
     loss: Float[Any, ""]
     terms: Mapping[str, Float[Any, ""]] = field(default_factory=dict)
     finite: Mapping[str, Bool[Any, " rows"]] = field(default_factory=dict)
+    counts: Mapping[tuple[str, ...], Float[Any, ""]] = field(default_factory=dict)
     mutable_state: dict[str, Any] | None = None

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -253,6 +253,26 @@ def warn_of_few_rows(caller: str, rows: int) -> None:
         "use a larger minibatch",
         stacklevel=3,
     )
+
+
+def warn_of_single_row(caller: str, names: Collection[str]) -> None:
+    """Warn of a minibatch whose only row tells nothing of a distribution."""
+    warnings.warn(
+        f"{caller}: the minibatch holds a single row of {list(names)}, which has no penalty in "
+        "this step: pass drop_last=True to the data loader, or use larger minibatches",
+        stacklevel=3,
+    )
+
+
+def warn_of_counts(counts: Mapping[tuple[str, ...], Any]) -> None:
+    """Warn of groups of which, below their masks, less than two rows are left."""
+    for names, count in counts.items():
+        if count < 2:
+            warnings.warn(
+                f"Fewer than two rows of {list(names)} are left below their masks, so that they "
+                "have no penalty in this step: use larger minibatches, or leave them out of sites",
+                stacklevel=4,
+            )
 
 
 def check_scalar(value: Any, names: Collection[str]) -> Any:

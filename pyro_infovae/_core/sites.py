@@ -51,6 +51,7 @@ class Site:
         is_auxiliary: whether it is marked as a draw of the guide alone, or is a factor.
         is_reparameterised: whether its distribution has ``rsample``.
         masks_features: whether a mask lies below its event dims.
+        mask_numbers: which of the masks of its run it is under.
         enumeration: how it is enumerated, if it is.
         scale: the factor on its log density, where that can be kept.
         fn: its distribution, likewise.
@@ -68,9 +69,15 @@ class Site:
     is_auxiliary: bool
     is_reparameterised: bool
     masks_features: bool
+    mask_numbers: tuple[int, ...] = ()
     enumeration: Enumeration | None = None
     scale: Any = None
     fn: Any = None
+
+    @property
+    def is_factor(self) -> bool:
+        """Whether it is a factor on the joint density."""
+        return not self.is_latent and self.kind == "Unit"
 
 
 # Ordered explicitly, for JAX sorts the keys of a plain dictionary.
@@ -88,6 +95,7 @@ class Run:
         mutable: the values of NumPyro's mutable sites after the run, by name.
         selected: the latents that the objective is about, auxiliary sites included.
         particle_plate: the plate of vectorised particles, if there is one.
+        particle: the only one of them that counts; None for all.
     """
 
     guide: Sites
@@ -96,6 +104,7 @@ class Run:
     mutable: dict[str, Any] = field(default_factory=dict)
     selected: frozenset[str] = frozenset()
     particle_plate: Plate | None = None
+    particle: int | None = None
 
 
 def subsample_factor(plates: Iterable[Plate]) -> float:
@@ -113,7 +122,9 @@ def check_kl_is_separable(name: str, run: Run, kl_weight: Any) -> None:
     shared = [
         other
         for other, site in run.guide.items()
-        if site.is_auxiliary and other not in run.selected
+        if site.is_auxiliary
+        and other not in run.selected
+        and other.removesuffix("_unconstrained") not in run.model
     ]
     if shared and run.guide[name].kind == "Delta":
         raise NotImplementedError(

@@ -26,6 +26,7 @@ from torch.distributions import biject_to, kl_divergence
 from torch.distributions.transforms import ComposeTransform, IndependentTransform, Transform
 
 from pyro_infovae._core.evaluation import Evaluation
+from pyro_infovae._core.objectives import warn_of_counts
 from pyro_infovae._core.programs import Program
 from pyro_infovae._objectives.divergence import take_back_if_diverged, warn_of_rows
 from pyro_infovae._objectives.foreign_losses import enumerated_loss, foreign_loss
@@ -58,8 +59,10 @@ class Objective(ELBO):
             *args: positional arguments of both.
             **kwargs: keyword arguments of both.
         """
-        loss = float(self.evaluate(model, guide, *args, **kwargs).loss.item())
+        evaluation = self.evaluate(model, guide, *args, **kwargs)
+        loss = float(evaluation.loss.item())
         warn_if_nan(loss, "loss")
+        warn_of_counts(evaluation.counts)
         return loss
 
     def differentiable_loss(
@@ -91,6 +94,7 @@ class Objective(ELBO):
         evaluation = self.evaluate(model, guide, *args, **kwargs)
         tensor = evaluation.loss
         loss = float(tensor.item())
+        warn_of_counts(evaluation.counts)
         if not evaluation.finite:
             warn_if_nan(loss, "loss")
         elif not math.isfinite(loss):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import operator
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import reduce
 from typing import Any, TypeAlias
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_infovae._core.programs import Program, RecordedProgram
-from pyro_infovae._core.rows import Selection
+from pyro_infovae._core.rows import Selection, check_reweighted
 from pyro_infovae._core.sites import Enumeration, Plate, Run, Site, Sites, check_kl_is_separable
 
 Messages: TypeAlias = dict[str, Message]
@@ -54,11 +55,18 @@ class Recorder:
     Args:
         selection: which latents the objective is about.
         kl_weight: the factor :math:`w` on their KL.
+        reweighted: the latents it is for; by default those that the guide alone would select.
     """
 
-    def __init__(self, selection: Selection, kl_weight: float | Tensor = 1.0) -> None:
+    def __init__(
+        self,
+        selection: Selection,
+        kl_weight: float | Tensor = 1.0,
+        reweighted: frozenset[str] | None = None,
+    ) -> None:
         self.selection = selection
         self.kl_weight = kl_weight
+        self.reweighted = reweighted
         self._runs: dict[_GuideRun, Run] = {}
         self._guide_run = _GuideRun(self)
 
@@ -87,10 +95,10 @@ class Recorder:
     def finish(self, guide: _GuideRun, run: Run) -> None:
         """Check a run that is complete, and keep it; of a guide's several, the last."""
         if not is_number(self.kl_weight, 1):
+            check_reweighted(self, guide.reweighted, run.selected)
             for name in run.model:
                 if name in run.selected:
                     check_kl_is_separable(name, run, self.kl_weight)
-        self.selection.check(run.guide, run.model)
         self._runs[guide] = run
 
     def _start_guide(self) -> Messenger:
@@ -126,6 +134,7 @@ class Record(Messenger):
         self.indices: dict[str, Tensor] = {}
         self.particle_plate: Plate | None = None
         self._masks: dict[str, Any] = {}
+        self._known_masks: list[Tensor] = []
 
     def _pyro_sample(self, msg: Message) -> None:
         # As the program has it: an objective may mask a site that it leaves out of the loss.
@@ -140,22 +149,43 @@ class Record(Messenger):
                 self.particle_plate = Plate(frame.name, frame.dim, frame.size, frame.size)
         recorded = msg.copy()
         recorded["mask"] = self._masks[msg["name"]]
-        self.sites[msg["name"]] = _with_generating_normal(site_of(recorded), msg, self.sites)
+        site = _with_generating_normal(site_of(recorded), msg, self.sites)
+        if site.mask is not None:
+            numbers = {self._number(mask) for mask in masks_of(recorded, msg["value"].device)}
+            site = replace(site, mask_numbers=tuple(sorted(numbers)))
+        self.sites[msg["name"]] = site
+
+    def _number(self, mask: Tensor) -> int:
+        """The number of a mask among those of the run: two views of the same elements are one."""
+        for number, known in enumerate(self._known_masks):
+            if known is mask or _layout(known) == _layout(mask):
+                return number
+        self._known_masks.append(mask)
+        return len(self._known_masks) - 1
 
 
 class _GuideRun(Record):
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
         self.recorder = recorder
-        self.selected: set[str] = set()
+        self.reweighted: set[str] = set()
 
     def _pyro_sample(self, msg: Message) -> None:
         super()._pyro_sample(msg)
-        if not is_latent(msg) or msg["infer"].get("_do_not_trace"):
+        recorder = self.recorder
+        if (
+            is_number(recorder.kl_weight, 1)
+            or not is_latent(msg)
+            or msg["infer"].get("_do_not_trace")
+        ):
             return
-        if self.recorder.selection.takes(site_of(msg)):
-            self.selected.add(msg["name"])
-            reweight(msg, self.recorder.kl_weight)
+        if recorder.reweighted is None:
+            is_selected = recorder.selection.may_take(site_of(msg))
+        else:
+            is_selected = msg["name"] in recorder.reweighted
+        if is_selected:
+            self.reweighted.add(msg["name"])
+            reweight(msg, recorder.kl_weight)
 
     def _pyro_post_sample(self, msg: Message) -> None:
         if msg["infer"].get("enumerate") == "sequential" and "_enum_total" in msg["infer"]:
@@ -175,7 +205,7 @@ class _ModelRun(Record):
 
     def _pyro_sample(self, msg: Message) -> None:
         super()._pyro_sample(msg)
-        if is_latent(msg) and msg["name"] in self.guide.selected:
+        if is_latent(msg) and msg["name"] in self.guide.reweighted:
             reweight(msg, self.recorder.kl_weight)
 
     def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
@@ -185,7 +215,7 @@ class _ModelRun(Record):
                 guide=self.guide.sites,
                 model=self.sites,
                 indices={**self.guide.indices, **self.indices},
-                selected=frozenset(self.guide.selected),
+                selected=self.recorder.selection.select(self.guide.sites, self.sites),
                 particle_plate=self.particle_plate,
             )
             self.recorder.finish(self.guide, run)
@@ -201,8 +231,7 @@ def site_of(msg: Message) -> Site:
         normal=normal_parameters(fn),
         name=msg["name"],
         plates=tuple(
-            Plate(frame.name, frame.dim, frame.size, full_size(frame))
-            for frame in sorted(frames, key=lambda frame: frame.dim)
+            _plate_of(frame, fn, value) for frame in sorted(frames, key=lambda frame: frame.dim)
         ),
         event_dim=fn.event_dim,
         kind=type(undecorated(fn)).__name__,
@@ -254,6 +283,15 @@ def is_data(msg: Message) -> bool:
     return msg["is_observed"] and not site_is_factor(msg) and not msg["infer"].get("_deterministic")
 
 
+def _plate_of(frame: CondIndepStackFrame, fn: Any, value: Tensor | None) -> Plate:
+    """A plate; one without a size has as many data as the site has rows."""
+    if frame.size >= 0:
+        return Plate(frame.name, frame.dim, frame.size, full_size(frame))
+    batch = fn.batch_shape if value is None else value.shape[: value.dim() - fn.event_dim]
+    size = batch[frame.dim] if len(batch) >= -frame.dim else 1
+    return Plate(frame.name, frame.dim, size, size)
+
+
 def full_size(frame: CondIndepStackFrame) -> int:
     """The number of data of a plate, of which a minibatch may hold fewer."""
     return frame.full_size or frame.size
@@ -267,24 +305,47 @@ def undecorated(fn: Distribution) -> Distribution:
 
 
 def joint_mask(msg: Message, device: torch.device) -> Tensor | None:
-    """Where the masks of a site's context and of its distribution are all true; None without any.
-
-    A mask that is trivially true is none.
-    """
-    masks, fn = [msg["mask"]], msg["fn"]
-    while isinstance(fn, MaskedDistribution | ExpandedDistribution):
-        masks.append(getattr(fn, "_mask", None))
-        fn = fn.base_dist
-    masks = [
-        torch.as_tensor(mask, device=device)
-        for mask in masks
-        if mask is not None and mask is not True
-    ]
+    """Where the masks of a site's context and distribution are all true; None without any."""
+    masks = masks_of(msg, device)
     return reduce(operator.and_, masks) if masks else None
 
 
+def masks_of(msg: Message, device: torch.device) -> list[Tensor]:
+    """The masks of whole rows in a site's context and distribution; one that is True is none."""
+    masks = [(msg["mask"], 0), *_masks_below(msg["fn"])]
+    return [
+        torch.as_tensor(
+            mask if isinstance(mask, bool) else mask[(..., *(0,) * event)], device=device
+        )
+        for mask, event in masks
+        if mask is not None and mask is not True and _masks_rows(mask, event)
+    ]
+
+
 def masks_features(fn: Distribution) -> bool:
-    """Whether a distribution is masked below its event dims."""
-    while isinstance(fn, MaskedDistribution | ExpandedDistribution):
+    """Whether a distribution is masked below its event dims, and not in whole rows."""
+    return not all(_masks_rows(mask, event) for mask, event in _masks_below(fn))
+
+
+def _masks_below(fn: Distribution) -> Iterator[tuple[Tensor | bool, int]]:
+    """The masks of a distribution, each with the number of event dims that it is below of."""
+    event = 0
+    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+        if isinstance(fn, Independent):
+            event += fn.reinterpreted_batch_ndims
+        elif isinstance(fn, MaskedDistribution):
+            yield fn._mask, event
         fn = fn.base_dist
-    return isinstance(fn, Independent) and isinstance(fn.base_dist, MaskedDistribution)
+
+
+def _masks_rows(mask: Tensor | bool, event: int) -> bool:
+    """Whether a mask is the same along its last dims, as one of size 1 is that was expanded."""
+    if isinstance(mask, bool):
+        return True
+    dims = range(-event, 0)
+    return all(mask.shape[dim] == 1 or mask.stride(dim) == 0 for dim in dims)
+
+
+def _layout(mask: Tensor) -> tuple[Any, ...]:
+    """Where the elements of a mask are kept."""
+    return mask.untyped_storage().data_ptr(), mask.storage_offset(), mask.shape, mask.stride()
