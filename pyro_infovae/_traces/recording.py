@@ -339,11 +339,16 @@ def _masks_below(fn: Distribution) -> Iterator[tuple[Tensor | bool, int]]:
 
 
 def _masks_rows(mask: Tensor | bool, event: int) -> bool:
-    """Whether a mask is the same along its last dims, as one of size 1 is that was expanded."""
+    """Whether a mask is the same along its last dims, as one of size 1 is that was expanded.
+
+    A mask of floats has been copied as it was made boolean, so that only its values tell.
+    """
     if isinstance(mask, bool):
         return True
     dims = range(-event, 0)
-    return all(mask.shape[dim] == 1 or mask.stride(dim) == 0 for dim in dims)
+    if all(mask.shape[dim] == 1 or mask.stride(dim) == 0 for dim in dims):
+        return True
+    return bool((mask == mask[(..., *(slice(1),) * event)]).all())
 
 
 def _layout(mask: Tensor) -> tuple[Any, ...]:
