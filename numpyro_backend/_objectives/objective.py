@@ -76,8 +76,9 @@ class TraceAnalyticKL_ELBO(TraceMeanField_ELBO):
 
     .. math:: \mathrm{loss} = -E_q[\log p(x \mid z)] + \mathrm{KL}(q(z \mid x) \| p(z))
 
-    in nats, summed over the data set. Where model and guide visit the latents in the same order it
-    is :class:`~numpyro.infer.TraceMeanField_ELBO`, elsewhere :class:`~numpyro.infer.Trace_ELBO`.
+    in nats, summed over the data set. Where model and guide visit the latents in the same order and
+    scale them alike it is :class:`~numpyro.infer.TraceMeanField_ELBO`, elsewhere
+    :class:`~numpyro.infer.Trace_ELBO`.
     """
 
     multi_sample_guide = False
@@ -116,7 +117,7 @@ class _NoClosedForm(BaseException):
 
 
 class _Order:
-    """Compares the latents of the model with those of the guide."""
+    """Compares the latents of the model, and their scales, with those of the guide."""
 
     def __init__(self) -> None:
         self._guide_run = _Latents()
@@ -132,12 +133,14 @@ class _Order:
 class _Latents(Messenger):
     def __init__(self) -> None:
         super().__init__()
-        self.latents: list[str] = []
+        self.latents: list[tuple[str, Any]] = []
 
     def process_message(self, msg: Message) -> None:
         is_latent = msg["type"] == "sample" and not msg["is_observed"]
         if is_latent and not msg["infer"].get("is_auxiliary"):
-            self.latents.append(msg["name"])
+            # One factor weighs all of a closed form; one that is traced cannot be compared.
+            scale = 1.0 if msg["scale"] is None else msg["scale"]
+            self.latents.append((msg["name"], None if isinstance(scale, Array) else scale))
 
 
 class _SameLatents(_Latents):
