@@ -17,6 +17,7 @@ from jax.lax import stop_gradient
 from jaxtyping import Float, Key
 from numpyro.infer.elbo import ELBO, TraceEnum_ELBO
 
+from numpyro_backend._objectives.enumeration import warning_of_enumeration
 from numpyro_backend._objectives.objective import Objective, TraceAnalyticKL_ELBO, evaluate_recorded
 from numpyro_backend._traces.recording import Recorder
 from numpyro_backend.groups import Group, Rows
@@ -112,17 +113,18 @@ class PenalisedELBO(Objective):
         """Evaluate the base on the recorded programs, and add the penalties on their rows."""
         selection = Selection(type(self).__name__, self.sites, self.num_particles)
         recorder = Recorder(selection, self.kl_weight)
-        base, runs = evaluate_recorded(
-            self.base,
-            recorder,
-            self.vectorize_particles_fn,
-            rng_key,
-            param_map,
-            model,
-            guide,
-            args,
-            kwargs,
-        )
+        with warning_of_enumeration(self.base):
+            base, runs = evaluate_recorded(
+                self.base,
+                recorder,
+                self.vectorize_particles_fn,
+                rng_key,
+                param_map,
+                model,
+                guide,
+                args,
+                kwargs,
+            )
         names = group_by_plates(runs.model, runs.selected)
         keys = jax.random.split(penalty_key(rng_key, self.num_particles), len(names))
         penalties = self._penalties(

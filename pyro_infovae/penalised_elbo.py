@@ -28,6 +28,7 @@ from pyro_infovae._core.evaluation import Evaluation
 from pyro_infovae._core.objectives import check_scalar
 from pyro_infovae._core.programs import Program
 from pyro_infovae._core.rows import Selection, group_by_plates
+from pyro_infovae._objectives.enumeration import warning_of_enumeration
 from pyro_infovae._objectives.objective import Objective, TraceAnalyticKL_ELBO, evaluate
 from pyro_infovae._traces.recording import Recorder
 from pyro_infovae.groups import Group, Rows
@@ -133,7 +134,9 @@ class PenalisedELBO(Objective):
         """Evaluate the base on the recorded programs, and add the penalties on their rows."""
         selection = Selection(type(self).__name__, self.sites, self.base.num_particles)
         recorder = Recorder(selection, self.kl_weight)
-        base = evaluate(self.base, recorder.model(model), recorder.guide(guide), args, kwargs)
+        programs = recorder.model(model), recorder.guide(guide)
+        with warning_of_enumeration(self.base):
+            base = evaluate(self.base, *programs, args, kwargs)
         runs = recorder.last(1 if self.base.vectorize_particles else self.base.num_particles)
         groups = [
             Group(names, runs, model, args, kwargs, self.gather)

@@ -6,7 +6,8 @@ from __future__ import annotations
 import copy
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -199,13 +200,19 @@ def evaluate_recorded(
     recorded_base = copy.copy(base)
     recorded_base.vectorize_particles_fn = vectorize_recorded
     programs = recorder.model(model), recorder.guide(guide)
-    with recorder.scoring(), warnings.catch_warnings():
-        if base.num_particles > 1:  # Its state is kept here: the runs hold it.
-            warnings.filterwarnings("ignore", "mutable state is currently ignored")
+    with recorder.scoring(), _ignoring_lost_state() if base.num_particles > 1 else nullcontext():
         evaluation = _evaluate(recorded_base, rng_key, params, *programs, *args, **kwargs)
     runs = stacked[-1] if stacked else _stack_one(recorder.run(base))
     mutable = jax.tree.map(lambda leaf: leaf[0], runs.mutable)
     return replace(evaluation, mutable_state=mutable or None), runs
+
+
+@contextmanager
+def _ignoring_lost_state() -> Iterator[None]:
+    """Where NumPyro says that it loses the mutable state of several particles; the runs hold it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "mutable state is currently ignored")
+        yield
 
 
 def _evaluate(base: ELBO, *args: Any, **kwargs: Any) -> Evaluation:

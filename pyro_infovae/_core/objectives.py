@@ -255,6 +255,15 @@ def warn_of_few_rows(caller: str, rows: int) -> None:
     )
 
 
+def warn_of_enumeration(names: Collection[str]) -> None:
+    """Warn that a base draws latents that the program wants summed out."""
+    warnings.warn(
+        f"The latents {list(names)} are marked to be enumerated, and the base draws them: use "
+        "base=TraceEnum_ELBO(...)",
+        stacklevel=3,
+    )
+
+
 def check_scalar(value: Any, names: Collection[str]) -> Any:
     """The value of a regularizer.
 
