@@ -51,6 +51,7 @@ class Site:
         is_auxiliary: whether it is marked as a draw of the guide alone, or is a factor.
         is_reparameterised: whether its distribution has ``rsample``.
         masks_features: whether a mask lies below its event dims.
+        batch_shape: that of its distribution.
         enumeration: how it is enumerated, if it is.
         scale: the factor on its log density, where that can be kept.
         fn: its distribution, likewise.
@@ -68,6 +69,7 @@ class Site:
     is_auxiliary: bool
     is_reparameterised: bool
     masks_features: bool
+    batch_shape: tuple[int, ...]
     enumeration: Enumeration | None = None
     scale: Any = None
     fn: Any = None
@@ -124,7 +126,7 @@ def check_kl_is_separable(name: str, run: Run, kl_weight: Any) -> None:
     for other, site in run.model.items():
         if site.enumeration is None or other in run.guide:
             continue
-        prior, dim = run.model[name].fn.batch_shape, site.enumeration.dim
+        prior, dim = run.model[name].batch_shape, site.enumeration.dim
         if len(prior) >= -dim and prior[dim] > 1:
             raise NotImplementedError(
                 f"The KL of '{name}' cannot be weighted by {kl_weight:g}: its prior depends on "

@@ -211,6 +211,7 @@ def site_of(msg: Message) -> Site:
         is_auxiliary=infer.get("is_auxiliary", False),
         is_reparameterised=fn.has_rsample,
         masks_features=masks_features(fn),
+        batch_shape=fn.batch_shape,
         enumeration=_enumeration(msg),
         scale=msg["scale"],
         fn=fn,
