@@ -43,8 +43,8 @@ _register(Run, {"guide", "model", "indices", "mutable"})
 _register(Rows, {"latents", "weights", "data"})
 jax.tree_util.register_pytree_node(
     Enumeration,
-    lambda enumeration: ((enumeration.log_prob,), enumeration[:2]),
-    lambda facts, arrays: Enumeration(*facts, *arrays),
+    lambda each: ((each.log_prob,), (each.dim, each.is_sampled)),
+    lambda facts, arrays: Enumeration(facts[0], facts[1], arrays[0]),
 )
 
 
