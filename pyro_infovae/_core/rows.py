@@ -145,7 +145,8 @@ def check_reweighted(recorder: Any, reweighted: Iterable[str], selected: frozens
     if selected == frozenset(reweighted):
         return
     if recorder.reweighted is None:
-        raise Reselected(recorder, selected)
+        leave = Reselected(recorder, selected)
+        raise leave
     raise ValueError(
         f"{recorder.selection.caller}: the latents in plates of data change from run to run, from "
         f"{sorted(recorder.reweighted)} to {sorted(selected)}: name them in sites"
