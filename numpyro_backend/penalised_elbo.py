@@ -39,7 +39,7 @@ class PenalisedELBO(Objective):
     in nats, summed over the data set. A subclass supplies ``kl_weight`` and ``penalty``.
 
     Args:
-        sites: the latents, by name; None selects every reparameterised latent in plates.
+        sites: the latents, by name; None selects the reparameterised ones in plates of data.
         regularizer: a further penalty of the user's: a function of each group's
             :class:`~numpyro_backend.groups.Rows`, observed data included, to a scalar in nats.
         regularizer_weight: the factor on it.

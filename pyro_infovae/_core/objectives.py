@@ -40,8 +40,9 @@ scaled to the full size of every subsampled plate. :math:`q(z)` is the aggregate
 estimated by the rows of the minibatch; :math:`p(z)` is drawn afresh from the model, with every
 other latent as the guide drew it.
 
-Latents with the same stack of plates form a group, whose joint distribution is compared;
-several groups add up, each with its own :math:`N`.
+Latents in the same plates and under the same mask form a group, whose joint distribution is
+compared; several groups add up, each with its own :math:`N`. Where a minibatch or its mask leaves
+a single row, the step has no penalty and warns.
 
 Args:
     alpha: the weight :math:`\alpha \le 1` of the mutual information preference. 0 keeps the
@@ -50,7 +51,7 @@ Args:
     kernel: a kernel of :mod:`$package.kernels`, or any callable ``(x, y) -> matrix``;
         ``RBF()`` by default.
     sites: the latents to penalise, by name. By default every reparameterised latent in
-        plates; discrete ones and those outside plates keep the base's treatment.
+        plates of data, those of an observed site; all others keep the base's treatment.
     estimator: ``"unbiased"`` (a U-statistic, may be slightly negative), ``"biased"`` (a
         V-statistic, at least 0) or ``"closed_form"`` (no sampling; one latent per group whose
         guide and prior are diagonal normals, RBF kernels).
@@ -99,7 +100,7 @@ Args:
         arguments to an array (data, \*event). By default the observed site in the latents'
         plates.
     sites: the latents, by name, in one stack of plates. By default every reparameterised
-        latent in plates.
+        latent in plates of data.
     name: $named
     num_particles: draws per datum of the default base; their scores are pooled."""
     + _PENALISED
