@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
+from pyro_infovae._core.arrays import namespace
+
 
 class Plate(NamedTuple):
     """A plate around a site: ``size`` rows of a minibatch out of ``full_size`` data."""
@@ -52,6 +54,8 @@ class Site:
         is_reparameterised: whether its distribution has ``rsample``.
         masks_features: whether a mask lies below its event dims.
         enumeration: how it is enumerated, if it is.
+        kept: where an observation's entries are not masked, which broadcasts to its value; None
+            where all count.
         scale: the factor on its log density, where that can be kept.
         fn: its distribution, likewise.
     """
@@ -69,6 +73,7 @@ class Site:
     is_reparameterised: bool
     masks_features: bool
     enumeration: Enumeration | None = None
+    kept: Any = None
     scale: Any = None
     fn: Any = None
 
@@ -96,6 +101,20 @@ class Run:
     mutable: dict[str, Any] = field(default_factory=dict)
     selected: frozenset[str] = frozenset()
     particle_plate: Plate | None = None
+
+
+def kept_entries(value: Any, masks: Iterable[tuple[Any, int]]) -> Any:
+    """Where masks are all true, each given with the event dims below it; None without any.
+
+    A mask that is trivially true is none.
+    """
+    xp, kept = namespace(value), None
+    for mask, event_dim in masks:
+        if mask is not None and mask is not True:
+            mask = xp.asarray(mask)
+            mask = mask.reshape(*mask.shape, *(1,) * event_dim)
+            kept = mask if kept is None else xp.logical_and(kept, mask)
+    return kept
 
 
 def subsample_factor(plates: Iterable[Plate]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import operator
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import reduce
 from typing import Any, TypeAlias
@@ -23,7 +24,15 @@ from torch.distributions import Distribution
 
 from pyro_infovae._core.programs import Program, RecordedProgram
 from pyro_infovae._core.rows import Selection
-from pyro_infovae._core.sites import Enumeration, Plate, Run, Site, Sites, check_kl_is_separable
+from pyro_infovae._core.sites import (
+    Enumeration,
+    Plate,
+    Run,
+    Site,
+    Sites,
+    check_kl_is_separable,
+    kept_entries,
+)
 
 Messages: TypeAlias = dict[str, Message]
 
@@ -212,6 +221,7 @@ def site_of(msg: Message) -> Site:
         is_reparameterised=fn.has_rsample,
         masks_features=masks_features(fn),
         enumeration=_enumeration(msg),
+        kept=kept_entries(value, _masks(msg)) if msg["is_observed"] else None,
         scale=msg["scale"],
         fn=fn,
     )
@@ -281,6 +291,15 @@ def joint_mask(msg: Message, device: torch.device) -> Tensor | None:
         if mask is not None and mask is not True
     ]
     return reduce(operator.and_, masks) if masks else None
+
+
+def _masks(msg: Message) -> Iterator[tuple[Any, int]]:
+    """The masks of a site's context and of its distribution, each with the event dims below it."""
+    fn = msg["fn"]
+    yield msg["mask"], fn.event_dim
+    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+        yield getattr(fn, "_mask", None), fn.event_dim
+        fn = fn.base_dist
 
 
 def masks_features(fn: Distribution) -> bool:
