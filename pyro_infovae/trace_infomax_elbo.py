@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyro_infovae._arrays.negatives import SCORERS, bound_information, by_particle
 from pyro_infovae._core import objectives
 from pyro_infovae._core.docstrings import documented
-from pyro_infovae._traces.critic_data import DataSource, critic_data, only_group
+from pyro_infovae._traces.critic_data import DataSource, critic_rows, only_group
 from pyro_infovae._traces.recording import is_number
 from pyro_infovae.groups import Group
 from pyro_infovae.mutual_information import Bound, get_bound
@@ -105,8 +105,7 @@ class TraceInfoMax_ELBO(PenalisedELBO):
         """-N alpha Î in nats, with the gradient of -Î for the critic."""
         caller = type(self).__name__
         group = only_group(groups, caller=caller)
-        x = critic_data(self.data, group, caller=caller)
-        rows = group.with_data({"x": x})
+        rows = critic_rows(self.data, group, caller=caller)
         assert rows.batch_size is not None
         if rows.batch_size == 1:
             objectives.warn_of_single_row(caller, group.names)
@@ -120,8 +119,8 @@ class TraceInfoMax_ELBO(PenalisedELBO):
         self._warn_if_few(len(rows.values))
         weight = rows.num_data * self.alpha
         x, z = (arrange(_scale_gradient(each, weight)) for each in (rows.data["x"], rows.values))
-        scores = SCORERS[self.negatives](self._critic(), x[:, 0], z)
         weights = None if rows.weights is None else arrange(rows.weights)
+        scores = SCORERS[self.negatives](self._critic(), x[:, 0], z, weights)
         information = bound_information(self.bound, scores, weights)
         surrogate = information.surrogate
         return surrogate.detach() - surrogate - weight * information.estimate.detach()

@@ -117,7 +117,8 @@ class TraceMMD_ELBO(PenalisedELBO):
             self.kernel,
             x_weights=q.weights,
             y_weights=p.weights,
-            batch_size=q.batch_size,
+            batch_size=q.batch_size or 1,
+            num_data=q.num_data,
         )
 
 

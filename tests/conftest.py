@@ -18,7 +18,7 @@ os.environ.setdefault(
 pytest.register_assert_rewrite(
     "tests.elbo_suite",
     "tests.objective_suites",
-    *(f"tests.{folder}" for folder in ("arrays", "objectives", "questions")),
+    *(f"tests.{folder}" for folder in ("arrays", "objectives", "questions", "wild")),
     *(f"tests.{half}" for half in ("pyro_infovae", "numpyro_backend")),
 )
 

@@ -27,7 +27,7 @@ from numpyro.primitives import Messenger
 
 from pyro_infovae._core.programs import Program, RecordedProgram
 from pyro_infovae._core.rows import Rows, Selection, check_reweighted
-from pyro_infovae._core.sites import Plate, Run, Site, Sites, check_kl_is_separable
+from pyro_infovae._core.sites import Plate, Run, Site, Sites, check_kl_is_separable, kept_entries
 
 Message: TypeAlias = dict[str, Any]
 
@@ -38,7 +38,7 @@ def _register(record: type, arrays: set[str]) -> None:
     jax.tree_util.register_dataclass(record, sorted(arrays), sorted(names - arrays))
 
 
-_register(Site, {"value", "mask", "normal"})
+_register(Site, {"value", "mask", "normal", "kept"})
 _register(Run, {"guide", "model", "indices", "mutable"})
 _register(Rows, {"latents", "weights", "data"})
 
@@ -259,6 +259,7 @@ def _site_of(msg: Message, full_sizes: Mapping[str, int]) -> Site:
         is_auxiliary=msg["infer"].get("is_auxiliary", False),
         is_reparameterised=fn.has_rsample,
         masks_features=masks_features(fn),
+        kept=kept_entries(msg["value"], _masks(fn)) if msg["is_observed"] else None,
     )
 
 
@@ -300,6 +301,13 @@ def masks_of(fn: Distribution) -> list[Any]:
             masks.append(mask)
         fn = fn.base_dist
     return masks
+
+
+def _masks(fn: Distribution) -> Iterator[tuple[Any, int]]:
+    """The masks of a distribution, each with the event dims below it."""
+    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+        yield getattr(fn, "_mask", True), fn.event_dim
+        fn = fn.base_dist
 
 
 def masks_features(fn: Distribution) -> bool:

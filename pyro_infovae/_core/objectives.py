@@ -54,7 +54,10 @@ Args:
         plates of data, those of an observed site; all others keep the base's treatment.
     estimator: ``"unbiased"`` (a U-statistic, may be slightly negative), ``"biased"`` (a
         V-statistic, at least 0) or ``"closed_form"`` (no sampling; one latent per group whose
-        guide and prior are diagonal normals, RBF kernels).
+        guide and prior are diagonal normals, RBF kernels). The first is the discrepancy of
+        infinitely many data, of which yours are some; the last that of the data at hand, so
+        that with ``alpha=0`` and a bound as base, -loss remains in expectation a lower bound on
+        :math:`\log p(x)`.
     prior_draws: draws from the prior per datum.
     num_particles: draws per datum of the default base; the penalty pools them."""
     + _PENALISED

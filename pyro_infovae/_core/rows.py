@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 
 from pyro_infovae._core.arrays import namespace
 from pyro_infovae._core.row_weights import fits, row_weights
@@ -183,8 +183,8 @@ class Rows:
         batch_size: the data of the minibatch; row r belongs to datum r modulo ``batch_size``. None
             outside plates, where the particles themselves are the rows.
         num_data: N, the product of the full sizes of the group's plates.
-        data: by site name, the observed values in the same plates, (rows, \*event); empty where
-            they were not asked for.
+        data: by site name, the observed values in the same plates, (rows, \*event), 0 where they
+            are masked; empty where they were not asked for.
     """
 
     latents: OrderedDict[str, Float[Any, "rows _"]]
@@ -206,6 +206,27 @@ class Rows:
             return self.weights
         first = next(iter(self.latents.values()))
         return namespace(first).ones_like(first[:, 0])
+
+    def counting(self, counts: Bool[Any, " rows"] | None) -> Rows:
+        """The same rows, of which only some count further; None for all."""
+        if counts is None:
+            return self
+        return replace(self, weights=self.dense_weights * counts)
+
+    def cleared(self) -> Rows:
+        """The same rows, with zeros for what one of weight 0 holds, be it nan."""
+        if self.weights is None:
+            return self
+        xp, counts = namespace(self.weights), self.weights > 0
+
+        def clear(values: Any) -> Any:
+            return xp.where(counts.reshape(-1, *(1,) * (values.ndim - 1)), values, 0)
+
+        return replace(
+            self,
+            latents=OrderedDict((name, clear(values)) for name, values in self.latents.items()),
+            data={name: clear(values) for name, values in self.data.items()},
+        )
 
 
 def groups_of(run: Run) -> list[tuple[str, ...]]:
@@ -264,10 +285,27 @@ def data_of(names: Sequence[str], run: Run) -> dict[str, Shaped[Any, " rows *eve
     shape = batch_shape(group, run)
     plates = {plate.name for plate in group[0].plates}
     return {
-        name: expand_rows(site.value, site.event_dim, shape, run)
+        name: expand_rows(_kept_value(site), site.event_dim, shape, run)
         for name, site in run.model.items()
         if site.is_data and {plate.name for plate in site.plates} == plates
     }
+
+
+def counts_of(name: str, names: Sequence[str], run: Run) -> Bool[Any, " rows"] | None:
+    """Which rows of a group have an entry of an observed site that is not masked; None for all."""
+    site, shape = run.model[name], batch_shape([run.model[name] for name in names], run)
+    if site.kept is None:
+        return None
+    kept = namespace(site.kept).broadcast_to(site.kept, tuple(_kept_value(site).shape))
+    rows = expand_rows(kept, site.event_dim, shape, run)
+    return rows.reshape(rows.shape[0], math.prod(rows.shape[1:])).any(1)
+
+
+def _kept_value(site: Site) -> Any:
+    """An observation with zeros where it is masked, be it nan there."""
+    return (
+        site.value if site.kept is None else namespace(site.value).where(site.kept, site.value, 0)
+    )
 
 
 def normal_rows(

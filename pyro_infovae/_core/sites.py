@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
+from pyro_infovae._core.arrays import namespace
+
 
 class Plate(NamedTuple):
     """A plate around a site: ``size`` rows of a minibatch out of ``full_size`` data."""
@@ -53,6 +55,8 @@ class Site:
         masks_features: whether a mask lies below its event dims.
         mask_numbers: which of the masks of its run it is under.
         enumeration: how it is enumerated, if it is.
+        kept: where an observation's entries are not masked, which broadcasts to its value; None
+            where all count.
         scale: the factor on its log density, where that can be kept.
         fn: its distribution, likewise.
     """
@@ -71,6 +75,7 @@ class Site:
     masks_features: bool
     mask_numbers: tuple[int, ...] = ()
     enumeration: Enumeration | None = None
+    kept: Any = None
     scale: Any = None
     fn: Any = None
 
@@ -105,6 +110,20 @@ class Run:
     selected: frozenset[str] = frozenset()
     particle_plate: Plate | None = None
     particle: int | None = None
+
+
+def kept_entries(value: Any, masks: Iterable[tuple[Any, int]]) -> Any:
+    """Where masks are all true, each given with the event dims below it; None without any.
+
+    A mask that is trivially true is none.
+    """
+    xp, kept = namespace(value), None
+    for mask, event_dim in masks:
+        if mask is not None and mask is not True:
+            mask = xp.asarray(mask)
+            mask = mask.reshape(*mask.shape, *(1,) * event_dim)
+            kept = mask if kept is None else xp.logical_and(kept, mask)
+    return kept
 
 
 def subsample_factor(plates: Iterable[Plate]) -> float:

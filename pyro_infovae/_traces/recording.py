@@ -24,7 +24,15 @@ from torch.distributions import Distribution
 
 from pyro_infovae._core.programs import Program, RecordedProgram
 from pyro_infovae._core.rows import Selection, check_reweighted
-from pyro_infovae._core.sites import Enumeration, Plate, Run, Site, Sites, check_kl_is_separable
+from pyro_infovae._core.sites import (
+    Enumeration,
+    Plate,
+    Run,
+    Site,
+    Sites,
+    check_kl_is_separable,
+    kept_entries,
+)
 
 Messages: TypeAlias = dict[str, Message]
 
@@ -241,6 +249,7 @@ def site_of(msg: Message) -> Site:
         is_reparameterised=fn.has_rsample,
         masks_features=masks_features(fn),
         enumeration=_enumeration(msg),
+        kept=kept_entries(value, _masks(msg)) if msg["is_observed"] else None,
         scale=msg["scale"],
         fn=fn,
     )
@@ -312,40 +321,44 @@ def joint_mask(msg: Message, device: torch.device) -> Tensor | None:
 
 def masks_of(msg: Message, device: torch.device) -> list[Tensor]:
     """The masks of whole rows in a site's context and distribution; one that is True is none."""
-    masks = [(msg["mask"], 0), *_masks_below(msg["fn"])]
-    return [
-        torch.as_tensor(
-            mask if isinstance(mask, bool) else mask[(..., *(0,) * event)], device=device
-        )
-        for mask, event in masks
-        if mask is not None and mask is not True and _masks_rows(mask, event)
-    ]
+    event_dim = msg["fn"].event_dim
+    masks = []
+    for mask, below in _masks(msg):
+        above = event_dim - below
+        if mask is not None and mask is not True and _masks_rows(mask, above):
+            of_rows = mask[(..., *(0,) * above)] if above and isinstance(mask, Tensor) else mask
+            masks.append(torch.as_tensor(of_rows, device=device))
+    return masks
 
 
-def masks_features(fn: Distribution) -> bool:
+def _masks(msg: Message) -> Iterator[tuple[Any, int]]:
+    """The masks of a site's context and of its distribution, each with the event dims below it."""
+    yield msg["mask"], msg["fn"].event_dim
+    yield from _masks_below(msg["fn"])
+
+
+def masks_features(fn: Any) -> bool:
     """Whether a distribution is masked below its event dims, and not in whole rows."""
-    return not all(_masks_rows(mask, event) for mask, event in _masks_below(fn))
+    return not all(_masks_rows(mask, fn.event_dim - below) for mask, below in _masks_below(fn))
 
 
-def _masks_below(fn: Distribution) -> Iterator[tuple[Tensor | bool, int]]:
-    """The masks of a distribution, each with the number of event dims that it is below of."""
-    event = 0
+def _masks_below(fn: Any) -> Iterator[tuple[Any, int]]:
     while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
-        if isinstance(fn, Independent):
-            event += fn.reinterpreted_batch_ndims
-        elif isinstance(fn, MaskedDistribution):
-            yield fn._mask, event
+        yield getattr(fn, "_mask", None), fn.event_dim
         fn = fn.base_dist
 
 
-def _masks_rows(mask: Tensor | bool, event: int) -> bool:
+def _masks_rows(mask: Tensor | bool | None, event: int) -> bool:
     """Whether a mask is the same along its last dims, as one of size 1 is that was expanded."""
-    if isinstance(mask, bool):
+    if not isinstance(mask, Tensor):
         return True
-    dims = range(-event, 0)
-    return all(mask.shape[dim] == 1 or mask.stride(dim) == 0 for dim in dims)
+    return all(mask.shape[dim] == 1 or mask.stride(dim) == 0 for dim in range(-event, 0))
 
 
-def _layout(mask: Tensor) -> tuple[Any, ...]:
-    """Where the elements of a mask are kept."""
-    return mask.untyped_storage().data_ptr(), mask.storage_offset(), mask.shape, mask.stride()
+def _layout(mask: Tensor) -> Any:
+    """Where the elements of a mask are kept; of one that a transform wraps, itself."""
+    try:
+        storage = mask.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return id(mask)
+    return storage, mask.storage_offset(), mask.shape, mask.stride()
