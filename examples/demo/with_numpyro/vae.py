@@ -46,10 +46,12 @@ class VAE:
 
     def posterior(self, encoder: Params, images: Array) -> dist.Distribution:
         """q(z | x) for images of shape (*batch, pixels)."""
-        loc, unconstrained_scale = jnp.split(
-            self.encoder.apply(encoder, images / self.levels), 2, axis=-1
-        )
-        return dist.Normal(loc, jax.nn.softplus(unconstrained_scale) + 1e-4).to_event(1)
+        loc, unconstrained = jnp.split(self.encoder.apply(encoder, images / self.levels), 2, -1)
+        return dist.Normal(loc, self.scale(unconstrained)).to_event(1)
+
+    def scale(self, unconstrained: Array) -> Array:
+        """The scale of q(z | x)."""
+        return jax.nn.softplus(unconstrained) + 1e-4
 
     # `images` is the whole data set and `rows` the minibatch: the plate scales the minibatch up, so
     # every loss is that of the whole data set.

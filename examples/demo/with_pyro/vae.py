@@ -41,9 +41,12 @@ class VAE(nn.Module):
 
     def posterior(self, images: Tensor) -> dist.Independent:
         """q(z | x) for images of shape (*batch, pixels)."""
-        loc, unconstrained_scale = self.encoder(images / self.levels).chunk(2, dim=-1)
-        scale = nn.functional.softplus(unconstrained_scale) + 1e-4
-        return dist.Normal(loc, scale).to_event(1)
+        loc, unconstrained = self.encoder(images / self.levels).chunk(2, dim=-1)
+        return dist.Normal(loc, self.scale(unconstrained)).to_event(1)
+
+    def scale(self, unconstrained: Tensor) -> Tensor:
+        """The scale of q(z | x)."""
+        return nn.functional.softplus(unconstrained) + 1e-4
 
     # `images` is the whole data set and `rows` the minibatch: the plate scales the minibatch up, so
     # every loss is that of the whole data set.

@@ -113,4 +113,4 @@ def fit(
             taken = steps
             weights = fitting.log_weights(plan.draws, **looked_at)
             learned = fitting.param("shift"), fitting.param("log_sigma")
-            yield snapshot(steps, *learned, weights, fitting.beta_0)
+            yield snapshot(steps, *learned, weights, fitting.flow_settings()[1])

@@ -103,11 +103,12 @@ def chain(problem: str, seed: int, plan: Plan, *, backend: str) -> np.ndarray:
     """Draws of NUTS."""
     half = importlib.import_module(f"halves.with_{backend}")
     with half.computing():
-        draws = half.chain(MODELS[problem](half), plan.chain, seed=seed)
-    return side_by_side(problem, draws)
+        model, warmup = MODELS[problem](half), plan.chain // 2
+        sampled = half.chain(model, plan.chain, warmup=warmup, accept=0.8, seed=seed)
+    return side_by_side(problem, sampled.get_samples())
 
 
 def side_by_side(problem: str, draws: dict[str, np.ndarray]) -> np.ndarray:
     """All latents in one array, of shape (draws, latents)."""
-    sites = [draws[site] for site in SITES[problem]]
+    sites = [np.asarray(draws[site]) for site in SITES[problem]]
     return np.concatenate([site.reshape(len(site), -1) for site in sites], axis=1)
