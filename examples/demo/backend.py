@@ -49,9 +49,11 @@ class Training(Trained, ABC):
     """A model, a guide and an objective that trains them. Images are of shape (n, pixels).
 
     Attributes:
+        vae: Holds model and guide.
         images: All training images, as the backend has them.
     """
 
+    vae: Any
     images: Any
 
     def epoch(self, minibatches: Sequence[np.ndarray]) -> float:

@@ -54,16 +54,7 @@ def rms_prop(learning_rate: float, decay: float) -> Any:
 
 
 class Fitting(Trained):
-    """A model and a guide that an objective trains.
-
-    Args:
-        model: The model.
-        guide: The guide.
-        objective: The loss.
-        optimiser: Made by a function of this module.
-        args: Of model and guide, to declare the parameters with.
-        seed: Of all randomness.
-    """
+    """A training; `args` are those of model and guide, to declare the parameters with."""
 
     diagnostics = diagnostics
 

@@ -62,7 +62,7 @@ def rms_prop(learning_rate: float, decay: float) -> Any:
 
 
 class Fitting(Trained):
-    """A model and a guide, without arguments, that an objective trains.
+    """A training of a model and a guide without arguments.
 
     Args:
         model: The model.

@@ -49,14 +49,7 @@ def build_vae(setting: Setting, kind: type[VAE] = VAE) -> VAE:
 
 
 class Training(Fitting, backend.Training):
-    """A model, a guide and an objective.
-
-    Args:
-        vae: Holds model and guide.
-        objective: The loss that `SVI` descends.
-        images: All training images, of shape (n, pixels).
-        setting: The optimiser and the seed.
-    """
+    """Steps are compiled by JAX."""
 
     def __init__(self, vae: VAE, objective: ELBO, images: Array, setting: Setting) -> None:
         self.vae, self.images = vae, images

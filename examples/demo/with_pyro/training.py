@@ -52,14 +52,7 @@ def build_vae(setting: Setting, kind: type[VAE] = VAE) -> VAE:
 
 
 class Training(backend.Training):
-    """A model, a guide and an objective.
-
-    Args:
-        vae: Holds model and guide.
-        objective: The loss that `SVI` descends.
-        images: All training images, of shape (n, pixels).
-        setting: The optimiser, and whether steps are captured.
-    """
+    """Steps are Pyro's own, or captured and replayed where the setting says so."""
 
     diagnostics = diagnostics
 

@@ -31,14 +31,6 @@ class VAE(nn.Module):
         self.decoder = decoder
         self.encoder = encoder
 
-    def prior(self, like: Tensor) -> dist.Independent:
-        """p(z): a standard normal, on the device and of the dtype of `like`."""
-        return dist.Normal(like.new_zeros(self.latent_dim), 1.0).to_event(1)
-
-    def likelihood(self, z: Tensor, images: Tensor) -> dist.Independent:
-        """p(x | z) for codes of shape (*batch, latent_dim)."""
-        return dist.Binomial(self.levels, logits=self.decoder(z, images)).to_event(1)
-
     def posterior(self, images: Tensor) -> dist.Independent:
         """q(z | x) for images of shape (*batch, pixels)."""
         loc, unconstrained = self.encoder(images / self.levels).chunk(2, dim=-1)
@@ -55,8 +47,10 @@ class VAE(nn.Module):
         """Draw a code for every row, and score the row's image given its code."""
         pyro.module("decoder", self.decoder)
         with pyro.plate("data", len(images), subsample=rows):
-            z = pyro.sample("z", self.prior(images))
-            pyro.sample("x", self.likelihood(z, images[rows]), obs=images[rows])
+            prior = dist.Normal(images.new_zeros(self.latent_dim), 1.0).to_event(1)
+            logits = self.decoder(pyro.sample("z", prior), images[rows])
+            likelihood = dist.Binomial(self.levels, logits=logits).to_event(1)
+            pyro.sample("x", likelihood, obs=images[rows])
 
     def guide(self, images: Tensor, rows: Tensor) -> None:
         """Draw a code for every row, given its image."""

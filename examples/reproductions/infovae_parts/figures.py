@@ -69,7 +69,6 @@ def sizes_figure(table: pd.DataFrame) -> Figure:
 def codes_figure(pictures: Mapping[str, Pictures]) -> Figure:
     """A column per objective: the codes by class, draws from the prior, a grid of codes."""
     names = ("codes by class", "draws from the prior", f"z from -{GRID_LIMIT:g} to {GRID_LIMIT:g}")
-    plt.switch_backend("agg")
     with plt.rc_context({**STYLE, "axes.spines.right": True, "axes.spines.top": True}):
         size = (2.1 * len(pictures), 6.3)
         figure, grid = plt.subplots(3, len(pictures), figsize=size, squeeze=False)

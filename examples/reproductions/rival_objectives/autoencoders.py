@@ -104,34 +104,27 @@ def train(method: str, alpha: float, seed: int, plan: Plan, *, backend: str) -> 
 
 
 def train_with(
-    objective: Callable[[], Any], seed: int, plan: Plan, *, backend: str, compiled: bool = False
+    objective: Callable[[], Any], seed: int, plan: Plan, *, backend: str, **setting: Any
 ) -> Trained:
     """Take the plan's steps under any objective of a backend."""
     weights = first_weights(plan, seed)
-    training = start(objective, weights, plan, seed=seed, backend=backend, compiled=compiled)
+    training = start(objective, weights, plan, backend=backend, seed=seed, **setting)
     step = partial(training.step, training.images)
     seconds = take_steps(step, minibatches(plan, seed))
     return Trained(_programs(backend).weights_of(training), seconds)
 
 
 def start(
-    objective: Callable[[], Any],
-    weights: Weights,
-    plan: Plan,
-    *,
-    seed: int,
-    backend: str,
-    compiled: bool = False,
+    objective: Callable[[], Any], weights: Weights, plan: Plan, *, backend: str, **setting: Any
 ) -> Any:
     """A training that has taken no step yet."""
     train_images = images()[0]
-    setting = Setting(
+    chosen = Setting(
         pixels=train_images.shape[1],
         levels=1,
         latent_dim=LATENTS,
         learning_rate=plan.learning_rate,
-        seed=seed,
-        compiled=compiled,
+        **setting,
     )
     half, network = load(backend), _programs(backend).network
 
@@ -146,7 +139,7 @@ def start(
         networks = network(weights.encoder), network(weights.decoder)
         return LogVarianceVAE(*networks, levels=1, latent_dim=LATENTS)
 
-    return half.start(objective, train_images, setting, build)
+    return half.start(objective, train_images, chosen, build)
 
 
 def measure(weights: Weights, plan: Plan, *, backend: str) -> dict[str, float]:
