@@ -121,7 +121,7 @@ def kept_entries(value: Any, masks: Iterable[tuple[Any, int]]) -> Any:
     for mask, event_dim in masks:
         if mask is not None and mask is not True:
             mask = xp.asarray(mask)
-            mask = mask.reshape(*mask.shape, *(1,) * event_dim)
+            mask = mask.reshape((*mask.shape, *(1,) * event_dim))
             kept = mask if kept is None else xp.logical_and(kept, mask)
     return kept
 

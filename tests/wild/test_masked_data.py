@@ -69,6 +69,7 @@ def test_negatives_are_rolled_among_the_rows_that_count(half: Half) -> None:
     assert len(set(distance.argmin(1))) > num / 2
 
 
+@pytest.mark.filterwarnings("ignore:Fewer than two rows")
 def test_one_row_that_counts_tells_nothing(half: Half) -> None:
     case, objective = masked(half, encoded(half), np.arange(12) == 5), infonce(half, "shift")
     assert half.penalty(objective, case) == pytest.approx(0.0, abs=1e-12)
