@@ -27,7 +27,10 @@ from pyro_infovae.tempering import Tempering
 
 @documented(
     objectives.HAMILTONIAN,
-    stored="They are in the param store under\n        ``name``.",
+    stored=(
+        "They are in the param store under\n        ``name``; clearing it does not reset them, "
+        "for the objective holds them: to start\n        afresh make a new one."
+    ),
     named="the name of the learned values in the param store.",
     also_raised="",
 )

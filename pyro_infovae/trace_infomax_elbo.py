@@ -27,7 +27,8 @@ from pyro_infovae.penalised_elbo import PenalisedELBO, Regularizer
         "The critic's parameters are in the param store under ``name``, so one ``SVI`` trains\n"
         'everything. A per-parameter optimiser, which sees them as ``"critic.…"``, can give the\n'
         'critic a learning rate of its own: ``Adam(lambda name: {"lr": 1e-4 if\n'
-        'name.startswith("critic.") else 1e-3})``.'
+        'name.startswith("critic.") else 1e-3})``. Clearing the store does not reset them, for\n'
+        "the critic holds them: to start afresh make a new one."
     ),
     critic=(
         "a module from data (rows, \\*event) and codes (rows, features) to scores (rows,),\n"

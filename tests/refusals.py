@@ -55,6 +55,7 @@ def scoring(index: Any, **settings: Any) -> Callable[[Half], dict[str, Any]]:
 SINGLE_ROW = "has a single row, outside plates: set num_particles to 2 or more, or leave it out"
 NO_PLATE = "is in no plate: name it in sites, and set num_particles, to penalise its particles"
 NAME_THE_DATA = "pass data= one of them, or a function of the model's arguments"
+NO_DATA = "pass data= a function of the model's arguments, or choose latents by sites"
 
 MMD_PROGRAMS = {
     "unknown site": RefusedProgram(
@@ -151,13 +152,13 @@ INFOMAX_PROGRAMS = {
     ),
     "none observed": RefusedProgram(
         partial(one_latent, observed=()),
-        "TraceInfoMax_ELBO: Expected one observed site in the plates of ['z']; got []: "
-        f"{NAME_THE_DATA}",
+        "TraceInfoMax_ELBO: Expected one observed site in the plates of ['z']; got none: "
+        f"{NO_DATA}",
     ),
     "observed in other plates": RefusedProgram(
         nested,
-        "TraceInfoMax_ELBO: Expected one observed site in the plates of ['outer']; got []: "
-        f"{NAME_THE_DATA}",
+        "TraceInfoMax_ELBO: Expected one observed site in the plates of ['outer']; got none: "
+        f"{NO_DATA}",
         named(sites="outer"),
     ),
     "function of another shape": RefusedProgram(

@@ -188,7 +188,7 @@ def estimate_mmd_of_normals(
     if num_data is not None:
         batch_size = len(x[0]) if batch_size is None else batch_size
         check_num_data(num_data, batch_size)
-    fewest = 1 if num_data == 1 else 2
+    fewest = 2 if num_data is None else 1
     check_samples(x[0], y[0], x_weights, y_weights, batch_size, fewest=fewest)
     lengthscales = rbf_lengthscales(kernel, x[0].shape[1])
     with sums.in_full_precision(x[0]):
@@ -207,6 +207,8 @@ def coefficients(x: Sample, y: Sample, periods: Periods) -> tuple[Float[Array, "
     if x.weights is None and y.weights is None:
         counts = (n, n, periods.xx), (m, m, periods.yy), (n, m, periods.xy)
         n_xx, n_yy, n_xy = (i * j - (i * j // p * lacking if p else 0) for i, j, p in counts)
+        if min(n_xx, n_yy, n_xy) == 0:
+            return 0.0, 0.0, 0.0
         return 1 / n_xx, 1 / n_yy, -2 / n_xy
     xp = namespace(first, x.weights, y.weights)
     v, w = (xp.ones_like(s.rows[0][:, 0]) if s.weights is None else s.weights for s in (x, y))

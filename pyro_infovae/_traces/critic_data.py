@@ -66,10 +66,12 @@ def critic_rows(source: DataSource, group: Group, *, caller: str) -> Rows:
 
 def _not_found(source: DataSource, group: Group, observed: list[str], caller: str) -> str:
     wanted = "one observed site" if source is None else f"the observed site '{source}'"
-    return (
-        f"{caller}: Expected {wanted} in the plates of {list(group.names)}; got {observed}: "
-        "pass data= one of them, or a function of the model's arguments"
+    found = (
+        f"{observed}: pass data= one of them, or a function of the model's arguments"
+        if observed
+        else "none: pass data= a function of the model's arguments, or choose latents by sites"
     )
+    return f"{caller}: Expected {wanted} in the plates of {list(group.names)}; got {found}"
 
 
 def _of_arguments(data: Tensor, group: Group) -> Shaped[Tensor, " rows *event"]:

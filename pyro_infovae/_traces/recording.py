@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from functools import reduce
 from typing import Any, TypeAlias
@@ -134,6 +135,9 @@ class Record(Messenger):
         sites: its sample sites by name, in order.
         indices: the minibatch of every plate, by its name.
         particle_plate: the plate of vectorised particles, if there is one.
+        given: the plates whose minibatch the program is given.
+        drawn: the plates whose minibatch is drawn.
+        loops: the sequential plates, of which each turn draws a site of its own.
     """
 
     def __init__(self) -> None:
@@ -141,18 +145,28 @@ class Record(Messenger):
         self.sites: Sites = OrderedDict()
         self.indices: dict[str, Tensor] = {}
         self.particle_plate: Plate | None = None
+        self.given: set[str] = set()
+        self.drawn: set[str] = set()
+        self.loops: set[str] = set()
         self._masks: dict[str, Any] = {}
         self._known_masks: list[Tensor] = []
 
     def _pyro_sample(self, msg: Message) -> None:
         # As the program has it: an objective may mask a site that it leaves out of the loss.
         self._masks[msg["name"]] = msg["mask"]
+        if site_is_subsample(msg):
+            if msg["value"] is not None:
+                self.given.add(msg["name"])
+            elif (msg["fn"].subsample_size or msg["fn"].size) < msg["fn"].size:
+                self.drawn.add(msg["name"])
 
     def _pyro_post_sample(self, msg: Message) -> None:
         if site_is_subsample(msg):
             self.indices[msg["name"]] = msg["value"]
             return
         for frame in msg["cond_indep_stack"]:
+            if not frame.vectorized:
+                self.loops.add(frame.name)
             if frame.name == PARTICLE_PLATE:
                 self.particle_plate = Plate(frame.name, frame.dim, frame.size, frame.size)
         recorded = msg.copy()
@@ -219,6 +233,9 @@ class _ModelRun(Record):
     def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
         super().__exit__(exc_type, exc_value, traceback)
         if exc_type is None:
+            _warn_of_other_minibatches(self.given & self.guide.drawn)
+            if not any(site.plates for site in self.sites.values() if site.is_latent):
+                _check_no_loops(self.recorder.selection, self.loops)
             run = Run(
                 guide=self.guide.sites,
                 model=self.sites,
@@ -227,6 +244,25 @@ class _ModelRun(Record):
                 particle_plate=self.particle_plate,
             )
             self.recorder.finish(self.guide, run)
+
+
+def _check_no_loops(selection: Selection, loops: Collection[str]) -> None:
+    if loops and selection.names is None:
+        raise ValueError(
+            f"{selection.caller}: no latent is left to penalise, for those in plate "
+            f"'{min(loops)}' are drawn one by one: use a vectorised plate, 'with pyro.plate(...)' "
+            "in the place of 'for'"
+        )
+
+
+def _warn_of_other_minibatches(plates: Iterable[str]) -> None:
+    for plate in sorted(plates):
+        warnings.warn(
+            f"Plate '{plate}': the model is given its minibatch as subsample=, and the guide draws "
+            "another one, which replaces it, so that latents meet the data of others: pass "
+            "create_plates= to the automatic guide, or subsample= in a guide of your own",
+            stacklevel=2,
+        )
 
 
 def site_of(msg: Message) -> Site:

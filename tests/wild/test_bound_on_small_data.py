@@ -110,6 +110,15 @@ def test_a_minibatch_above_its_data_set_is_an_error(library: Library) -> None:
         estimate(*arrays, library.module("kernels").RBF(), num_data=4)
 
 
+def test_one_datum_of_several_tells_nothing(library: Library) -> None:
+    rows = normals(0, rows=1)
+    (got,) = library.differentiate(estimates(library, num_data=2), (*rows, np.ones(1)))
+    assert got.values[0] == 0
+    arrays = [library.array(a) for a in rows]
+    estimate = library.module("mmd").mmd_squared_normal
+    assert float(estimate(*arrays, library.module("kernels").RBF(), num_data=2)) == 0
+
+
 SCALE = 0.3
 VARIANCE = 1 / (1 + 1 / SCALE**2)
 
