@@ -114,8 +114,10 @@ def take_apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
 
 def _path(i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """The i-th leaf of the arguments, as a user would write it."""
-    (side, *keys), _ = pytree.tree_flatten_with_path((args, kwargs))[0][i]
-    return ("args", "kwargs")[side.idx] + pytree.keystr(tuple(keys))
+    of_args = pytree.tree_flatten_with_path(args)[0]
+    if i < len(of_args):
+        return "args" + pytree.keystr(of_args[i][0])
+    return "kwargs" + pytree.keystr(pytree.tree_flatten_with_path(kwargs)[0][i - len(of_args)][0])
 
 
 class Source(NamedTuple):
