@@ -21,9 +21,15 @@ from numpyro_backend._objectives.objective import Objective, TraceAnalyticKL_ELB
 from numpyro_backend._traces.recording import Recorder
 from numpyro_backend.groups import Group, Rows
 from pyro_infovae._core.evaluation import Evaluation
-from pyro_infovae._core.objectives import check_scalar, warn_of_counts
+from pyro_infovae._core.objectives import check_scalar, warn_of_counts, warn_of_enumeration
 from pyro_infovae._core.programs import Program
-from pyro_infovae._core.rows import Selection, groups_of, recorded, share_parents
+from pyro_infovae._core.rows import (
+    Selection,
+    drawn_not_enumerated,
+    groups_of,
+    recorded,
+    share_parents,
+)
 from pyro_infovae._core.sites import Run
 
 Regularizer: TypeAlias = Callable[[Rows], Array]
@@ -126,6 +132,8 @@ class PenalisedELBO(Objective):
                 kwargs,
             ),
         )
+        if marked := drawn_not_enumerated(runs):
+            warn_of_enumeration(marked)
         names = groups_of(runs)
 
         def penalties_of(runs: Run, rng_key: Key[Array, ""]) -> dict[str, Float[Array, ""]]:

@@ -119,7 +119,7 @@ class TraceHamiltonian_ELBO(Objective, Trace_ELBO):
         weighted = SiteWeights(observed=likelihood, latent=prior)(model)
         refined = self._refine(model, guide, self.prefactors)
         traces = list(self._get_traces(weighted, refined, args, kwargs))
-        evaluation = evaluate_traces(traces, self.num_particles, analytic=lambda *_: False)
+        evaluation = evaluate_traces(traces, self.num_particles, analytic=lambda *_: ())
         return replace(evaluation, finite=_finite_rows(traces))
 
     def _refine(self, model: Program, guide: Program, prefactors: objectives.Prefactors) -> Program:

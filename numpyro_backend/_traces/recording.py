@@ -259,6 +259,7 @@ def _site_of(msg: Message, full_sizes: Mapping[str, int]) -> Site:
         is_auxiliary=msg["infer"].get("is_auxiliary", False),
         is_reparameterised=fn.has_rsample,
         masks_features=masks_features(fn),
+        asks_enumeration=bool(msg["infer"].get("enumerate")),
         kept=kept_entries(msg["value"], _masks(fn)) if msg["is_observed"] else None,
     )
 

@@ -268,6 +268,15 @@ def warn_of_single_row(caller: str, names: Collection[str]) -> None:
     )
 
 
+def warn_of_enumeration(names: Collection[str]) -> None:
+    """Warn that a base draws latents that the program wants summed out."""
+    warnings.warn(
+        f"The latents {list(names)} are marked to be enumerated, and the base draws them: use "
+        "base=TraceEnum_ELBO(...)",
+        stacklevel=3,
+    )
+
+
 def warn_of_counts(counts: Mapping[tuple[str, ...], Any]) -> None:
     """Warn of groups of which, below their masks, less than two rows are left."""
     for names, count in counts.items():

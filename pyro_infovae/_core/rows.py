@@ -122,7 +122,8 @@ class Selection:
 
 def _are_of_data(plates: Iterable[Plate], model: Sites) -> bool:
     names = {plate.name for plate in plates}
-    observed = [site for site in model.values() if site.is_data or site.is_factor]
+    # A factor is an observation of a Unit.
+    observed = [s for s in model.values() if s.is_data or (not s.is_latent and s.kind == "Unit")]
     return not observed or any(names <= {plate.name for plate in site.plates} for site in observed)
 
 
@@ -237,6 +238,12 @@ def groups_of(run: Run) -> list[tuple[str, ...]]:
             masks = site.mask_numbers, run.guide[name].mask_numbers
             groups.setdefault((tuple(p.name for p in site.plates), masks), []).append(name)
     return [tuple(group) for group in groups.values()]
+
+
+def drawn_not_enumerated(run: Run) -> list[str]:
+    """The latents that the program marks to be enumerated, and the base draws."""
+    sites = {**run.model, **run.guide}.values()
+    return [s.name for s in sites if s.asks_enumeration and s.is_latent and s.enumeration is None]
 
 
 def particles_of(run: Run) -> list[Run]:

@@ -54,6 +54,7 @@ class Site:
         is_reparameterised: whether its distribution has ``rsample``.
         masks_features: whether a mask lies below its event dims.
         mask_numbers: which of the masks of its run it is under.
+        asks_enumeration: whether the program marks it to be enumerated.
         enumeration: how it is enumerated, if it is.
         kept: where an observation's entries are not masked, which broadcasts to its value; None
             where all count.
@@ -74,15 +75,11 @@ class Site:
     is_reparameterised: bool
     masks_features: bool
     mask_numbers: tuple[int, ...] = ()
+    asks_enumeration: bool = False
     enumeration: Enumeration | None = None
     kept: Any = None
     scale: Any = None
     fn: Any = None
-
-    @property
-    def is_factor(self) -> bool:
-        """Whether it is a factor on the joint density."""
-        return not self.is_latent and self.kind == "Unit"
 
 
 # Ordered explicitly, for JAX sorts the keys of a plain dictionary.

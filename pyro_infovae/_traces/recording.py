@@ -284,6 +284,7 @@ def site_of(msg: Message) -> Site:
         is_auxiliary=infer.get("is_auxiliary", False),
         is_reparameterised=fn.has_rsample,
         masks_features=masks_features(fn),
+        asks_enumeration=bool(infer.get("enumerate")),
         enumeration=_enumeration(msg),
         kept=kept_entries(value, _masks(msg)) if msg["is_observed"] else None,
         scale=msg["scale"],

@@ -8,12 +8,14 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pyro
+import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
 from pyro_infovae._core.programs import Program, unrecorded
+from pyro_infovae._core.rows import batch_shape
 from pyro_infovae._core.sites import Run, Sites
 from pyro_infovae._traces.recording import Record
 
@@ -21,8 +23,9 @@ from pyro_infovae._traces.recording import Record
 def draw_prior(model: Program, args: Any, kwargs: Any, run: Run, names: Collection[str]) -> Sites:
     r"""Draw the named latents afresh from the model, all other latents as the guide drew them.
 
-    The same minibatch is used, and the run stops right after the last of the named latents, so
-    that the likelihood is not computed.
+    The same minibatch is used, every draw has the batch shape that it has in the scored run,
+    enumeration dims included, and the run stops right after the last of the named latents, so that
+    the likelihood is not computed.
 
     Args:
         model: the user's model.
@@ -42,7 +45,7 @@ def draw_prior(model: Program, args: Any, kwargs: Any, run: Run, names: Collecti
     with (
         poutine.block(hide_fn=lambda msg: msg["type"] == "sample"),
         _particle_plate(run),
-        _Given(given),
+        _Given(given, _enumerated_shapes(run, names)),
         redraw,
         leaving_when(lambda: redraw.sites.keys() >= set(names)),
     ):
@@ -51,14 +54,21 @@ def draw_prior(model: Program, args: Any, kwargs: Any, run: Run, names: Collecti
 
 
 class _Given(Messenger):
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
+    """Gives the values of some latents, and the batch shapes in which others are drawn."""
+
+    def __init__(self, values: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__()
         self.values = values
+        self.shapes = shapes
 
     def _pyro_sample(self, msg: Message) -> None:
-        if msg["name"] in self.values and not msg["is_observed"]:
-            msg["value"] = self.values[msg["name"]]
+        name, fn = msg["name"], msg["fn"]
+        if name in self.values and not msg["is_observed"]:
+            msg["value"] = self.values[name]
             msg["done"] = True
+        elif name in self.shapes:
+            shape = torch.broadcast_shapes(fn.batch_shape, self.shapes[name])
+            msg["fn"] = fn if shape == fn.batch_shape else fn.expand(shape)
 
 
 class _Done(BaseException):
@@ -83,6 +93,13 @@ def leaving_when(is_done: Callable[[], bool]) -> Iterator[None]:
             yield
     except _Done:
         pass
+
+
+def _enumerated_shapes(run: Run, names: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """The batch shapes of latents where the guide enumerates some; elsewhere plates say all."""
+    if all(site.enumeration is None for site in run.guide.values()):
+        return {}
+    return {name: batch_shape([run.model[name]], run) for name in names}
 
 
 def _particle_plate(run: Run) -> Any:
