@@ -269,9 +269,10 @@ def site_of(msg: Message) -> Site:
     """The record of a message; of one that is about to be drawn, without a value."""
     fn, value, infer = msg["fn"], msg["value"], msg["infer"]
     frames = [f for f in msg["cond_indep_stack"] if f.vectorized and f.name != PARTICLE_PLATE]
+    masks = _masks(msg) if value is not None else []
     return Site(
         value=value,
-        mask=None if value is None else joint_mask(msg, value.device),
+        mask=joint_mask(msg, value.device) if masks else None,
         normal=normal_parameters(fn),
         name=msg["name"],
         plates=tuple(
@@ -286,7 +287,7 @@ def site_of(msg: Message) -> Site:
         masks_features=masks_features(fn),
         asks_enumeration=bool(infer.get("enumerate")),
         enumeration=_enumeration(msg),
-        kept=kept_entries(value, _masks(msg)) if msg["is_observed"] else None,
+        kept=kept_entries(value, masks) if masks and msg["is_observed"] else None,
         scale=msg["scale"],
         fn=fn,
     )
@@ -362,16 +363,19 @@ def masks_of(msg: Message, device: torch.device) -> list[Tensor]:
     masks = []
     for mask, below in _masks(msg):
         above = event_dim - below
-        if mask is not None and mask is not True and _masks_rows(mask, above):
+        if _masks_rows(mask, above):
             of_rows = mask[(..., *(0,) * above)] if above and isinstance(mask, Tensor) else mask
             masks.append(torch.as_tensor(of_rows, device=device))
     return masks
 
 
-def _masks(msg: Message) -> Iterator[tuple[Any, int]]:
-    """The masks of a site's context and of its distribution, each with the event dims below it."""
-    yield msg["mask"], msg["fn"].event_dim
-    yield from _masks_below(msg["fn"])
+def _masks(msg: Message) -> list[tuple[Any, int]]:
+    """The masks of a site's context and of its distribution, each with the event dims below it.
+
+    A mask that is trivially true is none.
+    """
+    masks = [(msg["mask"], msg["fn"].event_dim), *_masks_below(msg["fn"])]
+    return [(mask, below) for mask, below in masks if mask is not None and mask is not True]
 
 
 def masks_features(fn: Any) -> bool:
