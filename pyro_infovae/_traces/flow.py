@@ -20,7 +20,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 
-from pyro_infovae._arrays.checkpointing import checkpointed_gradient
+from pyro_infovae._arrays.checkpointing import checkpointed_gradient, differentiable
 from pyro_infovae._arrays.full_precision import raised
 from pyro_infovae._core.programs import Program
 from pyro_infovae._traces.recording import full_size, is_latent
@@ -120,7 +120,8 @@ class LogJoint:
             handler,
             leaving_when(is_done),
         ):
-            self.model(*self.args, **self.kwargs)
+            args, kwargs = differentiable((self.args, self.kwargs))
+            self.model(*args, **kwargs)
 
 
 def subsample_factor(frames: Collection[CondIndepStackFrame]) -> float:
