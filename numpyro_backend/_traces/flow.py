@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -21,7 +22,7 @@ from numpyro.primitives import Messenger
 from numpyro_backend._arrays.checkpointing import checkpointed_gradient
 from numpyro_backend._traces.recording import Message, joint_mask
 from pyro_infovae._core.programs import Program
-from pyro_infovae._core.sites import Plate, subsample_factor
+from pyro_infovae._core.sites import Plate, common_scale, subsample_factor
 
 Values: TypeAlias = dict[str, Array]
 Position: TypeAlias = Callable[[str, Transform], Array]
@@ -49,8 +50,9 @@ class LogJoint:
     .. math:: \ell(u) = \log p(x, T(u)) + \log |\det J_T(u)|
 
     with T from the unconstrained space to each site's support. In a subsampled plate the force on
-    a site is divided by the subsample factors of its plates, so that every datum is moved by its
-    own posterior and not by a power of it.
+    a site is divided by the subsample factors of its plates, and everywhere by a scale that all
+    sites of the model share, so that every datum is moved by its own posterior and not by a power
+    of it.
 
     Attributes:
         program: the user's model with its arguments, see :func:`isolated`.
@@ -111,7 +113,8 @@ class LogJoint:
     def _check_subsampling(self, placing: _Placing) -> None:
         outside = [
             (plate, name)
-            for plate in placing.subsampled
+            for plate, factor in placing.factors.items()
+            if factor != 1
             for name, plates in self.plates.items()
             if plate not in {plate.name for plate in plates}
         ]
@@ -188,7 +191,7 @@ class _Placing(Messenger):
         self.constrained: Values = {}
         self.unconstrained: Values = {}
         self.log_jacobian: Values = {}
-        self.subsampled: list[str] = []
+        self.factors: dict[str, float] = {}
 
     @property
     def placed(self) -> Placed:
@@ -209,8 +212,8 @@ class _Placing(Messenger):
             msg["value"] = self._given(msg["name"])
 
     def postprocess_message(self, msg: Message) -> None:
-        if msg["type"] == "plate" and len(msg["value"]) != msg["args"][0]:
-            self.subsampled.append(msg["name"])
+        if msg["type"] == "plate":
+            self.factors[msg["name"]] = msg["args"][0] / len(msg["value"])
 
     def _place(self, msg: Message) -> None:
         name, fn = msg["name"], msg["fn"]
@@ -248,8 +251,15 @@ class _Scored(_Placing):
 
     def __init__(self, target: LogJoint, position: Position) -> None:
         super().__init__(target, position)
-        self.log_joint: Any = 0.0
+        self._density: Any = 0.0
+        self._jacobian: Any = 0.0
+        self._scales: list[Any] = []
         self.log_probs_by_plate: dict[str, list[Array]] = {}
+
+    @property
+    def log_joint(self) -> Any:
+        """The log joint density, without a scale that all sites share."""
+        return self._density / common_scale(self._scales) + self._jacobian
 
     def postprocess_message(self, msg: Message) -> None:
         super().postprocess_message(msg)
@@ -257,13 +267,16 @@ class _Scored(_Placing):
             return
         fn, name = msg["fn"], msg["name"]
         log_prob = fn.log_prob(msg["value"])
-        self.log_joint = self.log_joint + scale_and_mask(log_prob, msg["scale"]).sum()
-        for frame in msg["cond_indep_stack"]:
+        self._density = self._density + scale_and_mask(log_prob, msg["scale"]).sum()
+        frames = msg["cond_indep_stack"]
+        factor = math.prod(self.factors.get(frame.name, 1.0) for frame in frames)
+        self._scales.append((1.0 if msg["scale"] is None else msg["scale"]) / factor)
+        for frame in frames:
             self.log_probs_by_plate.setdefault(frame.name, []).append(log_prob)
         if name in self.log_jacobian:
             factor = subsample_factor(self.target.plates[name])
             density = scale_and_mask(self.log_jacobian[name], factor, joint_mask(fn))
-            self.log_joint = self.log_joint + density.sum()
+            self._jacobian = self._jacobian + density.sum()
 
 
 def _copy(tree: Any) -> Any:

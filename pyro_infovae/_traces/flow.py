@@ -23,6 +23,7 @@ from torch.distributions import Transform, biject_to
 from pyro_infovae._arrays.checkpointing import checkpointed_gradient, differentiable
 from pyro_infovae._arrays.full_precision import raised
 from pyro_infovae._core.programs import Program
+from pyro_infovae._core.sites import common_scale
 from pyro_infovae._traces.recording import full_size, is_latent
 from pyro_infovae._traces.runs import leaving_when
 
@@ -51,8 +52,9 @@ class LogJoint:
     .. math:: \ell(u) = \log p(x, T(u)) + \log |\det J_T(u)|
 
     with T from the unconstrained space to each site's support. In a subsampled plate the force on
-    a site is divided by the subsample factors of its plates, so that every datum is moved by its
-    own posterior and not by a power of it.
+    a site is divided by the subsample factors of its plates, and everywhere by a scale that all
+    sites of the model share, so that every datum is moved by its own posterior and not by a power
+    of it.
 
     Positions are in float32 at least, in which small steps are not lost.
 
@@ -174,18 +176,29 @@ class _Placing(Messenger):
 class _Scored(_Placing):
     """Adds up the log joint on the way."""
 
-    log_joint: Any = 0.0
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._density: Any = 0.0
+        self._jacobian: Any = 0.0
+        self._scales: list[Any] = []
+
+    @property
+    def log_joint(self) -> Any:
+        """The log joint density, without a scale that all sites share."""
+        return self._density / common_scale(self._scales) + self._jacobian
 
     def _pyro_post_sample(self, msg: Message) -> None:
         if site_is_subsample(msg):
             return
         log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
         self._check_subsampling(msg, log_prob)
-        self.log_joint = self.log_joint + scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum()
+        self._density = self._density + scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum()
+        if not msg["infer"].get("_deterministic"):
+            self._scales.append(msg["scale"] / subsample_factor(msg["cond_indep_stack"]))
         if (name := msg["name"]) in self.log_jacobian:
             factor = subsample_factor(self.target.plates[name])
             density = scale_and_mask(self.log_jacobian[name], factor, msg["mask"])
-            self.log_joint = self.log_joint + density.sum()
+            self._jacobian = self._jacobian + density.sum()
 
     def _check_subsampling(self, msg: Message, log_prob: Tensor) -> None:
         for frame in msg["cond_indep_stack"]:
