@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpyro
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpyro import handlers
 from numpyro.distributions import biject_to
 from numpyro.distributions.transforms import Transform
@@ -25,7 +26,7 @@ from pyro_infovae._core.programs import Program
 from pyro_infovae._core.sites import Plate, common_scale, subsample_factor
 
 Values: TypeAlias = dict[str, Array]
-Position: TypeAlias = Callable[[str, Transform], Array]
+Position: TypeAlias = Callable[[str, Transform, int], tuple[Array, Array | None]]
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,14 @@ class Placed:
         constrained: the values z by site name, as the model sees them.
         unconstrained: the positions u, with z = T(u).
         log_jacobian: log|det J_T(u)| by site name, in the site's batch shape.
+        inside: by site name, which rows were placed; one on the edge of its support was not, and
+            stands at u = 0 instead.
     """
 
     constrained: Values
     unconstrained: Values
     log_jacobian: Values
+    inside: Values
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,9 @@ class LogJoint:
             ValueError: naming the site: for one that is no latent of the model, a latent that the
                 guide does not draw, or one that each minibatch would move differently.
         """
-        placing = _Placing(self, lambda name, transform: transform.inv(values[name]))
+        placing = _Placing(
+            self, lambda name, transform, event_dim: _inverse(values[name], transform, event_dim)
+        )
         self._run(placing)
         for name in values.keys() - placing.constrained.keys():
             raise ValueError(
@@ -84,7 +90,7 @@ class LogJoint:
 
     def constrain(self, positions: Values) -> Placed:
         """The values at the given positions."""
-        placing = _Placing(self, lambda name, _: positions[name])
+        placing = _Placing(self, lambda name, *_: (positions[name], None))
         self._run(placing)
         return placing.placed
 
@@ -102,7 +108,7 @@ class LogJoint:
         }, -value
 
     def _score(self, positions: Values) -> _Scored:
-        scored = _Scored(self, lambda name, _: positions[name])
+        scored = _Scored(self, lambda name, *_: (positions[name], None))
         self._run(scored)
         return scored
 
@@ -191,12 +197,13 @@ class _Placing(Messenger):
         self.constrained: Values = {}
         self.unconstrained: Values = {}
         self.log_jacobian: Values = {}
+        self.inside: Values = {}
         self.factors: dict[str, float] = {}
 
     @property
     def placed(self) -> Placed:
         """Where the sites were put."""
-        return Placed(self.constrained, self.unconstrained, self.log_jacobian)
+        return Placed(self.constrained, self.unconstrained, self.log_jacobian, self.inside)
 
     def process_message(self, msg: Message) -> None:
         given = self.target.given
@@ -218,8 +225,10 @@ class _Placing(Messenger):
     def _place(self, msg: Message) -> None:
         name, fn = msg["name"], msg["fn"]
         transform = biject_to(fn.support)
-        u = self.position(name, transform)
+        u, inside = self.position(name, transform, fn.event_dim)
         z = transform(u)
+        if inside is not None:
+            self.inside[name] = inside
         density = transform.log_abs_det_jacobian(u, z)
         batch_dim = z.ndim - fn.event_dim
         self.unconstrained[name], self.constrained[name] = u, z
@@ -233,8 +242,9 @@ class _Placing(Messenger):
         name, step = msg["name"], msg["infer"]["_scan_current_index"]
         if name not in self.target.plates:
             return self._given(name)[step]
-        transform = biject_to(msg["fn"].support)
-        return transform(self.position(name, transform)[step])
+        fn = msg["fn"]
+        transform = biject_to(fn.support)
+        return transform(self.position(name, transform, fn.event_dim)[0][step])
 
     def _given(self, name: str) -> Array:
         if name not in self.target.given:
@@ -277,6 +287,27 @@ class _Scored(_Placing):
             factor = subsample_factor(self.target.plates[name])
             density = scale_and_mask(self.log_jacobian[name], factor, joint_mask(fn))
             self._jacobian = self._jacobian + density.sum()
+
+
+def _inverse(z: Array, transform: Transform, event_dim: int) -> tuple[Array, Array]:
+    """The position of each row, and which rows have one; the others are put at 0."""
+    u = transform.inv(jax.lax.stop_gradient(z))
+    density = transform.log_abs_det_jacobian(u, transform(u))
+    batch_dim = z.ndim - event_dim
+    inside = finite_rows(u, batch_dim) & finite_rows(density, batch_dim)
+    middle = transform(jnp.zeros_like(u))
+    return transform.inv(where_rows(inside, z, jax.lax.stop_gradient(middle))), inside
+
+
+def finite_rows(array: Array, batch_dim: int) -> Bool[Array, "*batch"]:
+    """Which rows, of so many dims, are finite."""
+    finite = jnp.isfinite(jax.lax.stop_gradient(array))
+    return finite.all(tuple(range(batch_dim, array.ndim)))
+
+
+def where_rows(rows: Array, array: Array, other: Array) -> Array:
+    """The rows of one array or of another."""
+    return jnp.where(rows.reshape(rows.shape + (1,) * (array.ndim - rows.ndim)), array, other)
 
 
 def _copy(tree: Any) -> Any:

@@ -14,7 +14,14 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 from pyro_infovae._arrays.full_precision import autocast_of_now
 
-__all__ = ["checkpointed_gradient", "differentiable", "graphs_kept", "without_hooks"]
+__all__ = [
+    "checkpointed_gradient",
+    "differentiable",
+    "graphs_kept",
+    "keeps_graphs",
+    "trial",
+    "without_hooks",
+]
 
 Function = Callable[..., Tensor]
 T = TypeVar("T")
@@ -41,8 +48,8 @@ def checkpointed_gradient(
     autocast, which backward is usually outside of. Derivatives are partial: an argument that was
     computed from another one counts as independent of it.
 
-    Works under ``torch.no_grad()`` and ``torch.inference_mode()``, where nothing is kept. The result
-    can be differentiated once.
+    Works under ``torch.no_grad()`` and ``torch.inference_mode()``, where nothing is kept. The
+    result can be differentiated once.
 
     Args:
         function: The scalar f, called as ``function(*inputs, *captured)``.
@@ -94,6 +101,22 @@ def checkpointed_gradient(
     outputs = (*gradients, value.detach())
     *gradients, value = _Recomputed.apply(call, outputs, *inputs, *captured, *leaves)  # type: ignore[no-untyped-call]
     return tuple(gradients), value
+
+
+def keeps_graphs() -> bool:
+    """Whether :func:`graphs_kept` is around."""
+    return _GRAPHS_KEPT.get()
+
+
+@contextmanager
+def trial(*tensors: Tensor) -> Iterator[None]:
+    """No gradients, and the random numbers that are drawn are drawn again afterwards.
+
+    Args:
+        *tensors: on whose device they are.
+    """
+    with torch.no_grad(), _replayed(_random_state(tensors)):
+        yield
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from pyro_infovae._traces.recording import full_size, is_latent
 from pyro_infovae._traces.runs import leaving_when
 
 Values: TypeAlias = dict[str, Tensor]
+Position: TypeAlias = Callable[[str, Transform, int], tuple[Tensor, Tensor | None]]
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,14 @@ class Placed:
         constrained: the values z by site name, as the model sees them.
         unconstrained: the positions u, with z = T(u).
         log_jacobian: log|det J_T(u)| by site name, in the site's batch shape.
+        inside: by site name, which rows were placed; one on the edge of its support was not, and
+            stands at u = 0 instead.
     """
 
     constrained: Values
     unconstrained: Values
     log_jacobian: Values
+    inside: Values
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,13 @@ class LogJoint:
 
     def unconstrain(self, values: Values) -> Placed:
         """The positions of the given values."""
-        return self._place(values, lambda name, transform: transform.inv(raised(values[name])))
+        return self._place(
+            values, lambda name, transform, rows: _inverse(raised(values[name]), transform, rows)
+        )
 
     def constrain(self, positions: Values) -> Placed:
         """The values at the given positions."""
-        return self._place(positions, lambda name, _: positions[name])
+        return self._place(positions, lambda name, *_: (positions[name], None))
 
     def potential_grad(self, positions: Values) -> tuple[Values, Tensor]:
         r"""The gradient :math:`-\nabla \ell` per site, each datum's own, and :math:`-\ell`."""
@@ -91,7 +97,7 @@ class LogJoint:
         def log_joint(*tensors: Tensor) -> Tensor:
             u = dict(zip(names, tensors, strict=False))
             given = dict(zip(others, tensors[len(names) :], strict=True))
-            scored = _Scored(self, given, lambda name, _: u[name])
+            scored = _Scored(self, given, lambda name, *_: (u[name], None))
             self._run(scored)
             return scored.log_joint
 
@@ -103,7 +109,7 @@ class LogJoint:
             name: -gradient / factors[name] for name, gradient in zip(names, gradients, strict=True)
         }, -value
 
-    def _place(self, values: Values, position: Callable[[str, Transform], Tensor]) -> Placed:
+    def _place(self, values: Values, position: Position) -> Placed:
         placing = _Placing(self, self.given, position)
         self._run(placing, lambda: placing.constrained.keys() >= values.keys())
         for name in values.keys() - placing.constrained.keys():
@@ -112,7 +118,9 @@ class LogJoint:
                 "posterior to follow: leave it out of the guide or of sites, or mark it "
                 "infer={'is_auxiliary': True} if other latents are computed from it"
             )
-        return Placed(placing.constrained, placing.unconstrained, placing.log_jacobian)
+        return Placed(
+            placing.constrained, placing.unconstrained, placing.log_jacobian, placing.inside
+        )
 
     def _run(self, handler: _Placing, is_done: Callable[[], bool] = lambda: False) -> None:
         with (
@@ -138,7 +146,7 @@ class _Placing(Messenger):
         self,
         target: LogJoint,
         given: Values,
-        position: Callable[[str, Transform], Tensor],
+        position: Position,
     ) -> None:
         super().__init__()
         self.target = target
@@ -147,6 +155,7 @@ class _Placing(Messenger):
         self.constrained: Values = {}
         self.unconstrained: Values = {}
         self.log_jacobian: Values = {}
+        self.inside: Values = {}
 
     def _pyro_sample(self, msg: Message) -> None:
         name = msg["name"]
@@ -154,8 +163,10 @@ class _Placing(Messenger):
             return
         if name in self.target.plates:
             transform = biject_to(msg["fn"].support)
-            u = self.position(name, transform)
+            u, inside = self.position(name, transform, msg["fn"].event_dim)
             z = transform(u)
+            if inside is not None:
+                self.inside[name] = inside
             density = transform.log_abs_det_jacobian(u, z)
             batch_dim = z.dim() - msg["fn"].event_dim
             msg["value"] = z.to(self.target.dtypes.get(name, z.dtype))
@@ -212,6 +223,28 @@ class _Scored(_Placing):
                         "minibatch would move it differently, and the bound would be lost; leave "
                         f"'{name}' out of sites, or use the whole plate"
                     )
+
+
+def _inverse(z: Tensor, transform: Transform, event_dim: int) -> tuple[Tensor, Tensor]:
+    """The position of each row, and which rows have one; the others are put at 0."""
+    with torch.no_grad():
+        u = transform.inv(z)
+        density = transform.log_abs_det_jacobian(u, transform(u))
+        batch_dim = z.dim() - event_dim
+        inside = finite_rows(u, batch_dim) & finite_rows(density, batch_dim)
+        middle = transform(torch.zeros_like(u))
+    return transform.inv(where_rows(inside, z, middle)), inside
+
+
+def finite_rows(tensor: Tensor, batch_dim: int) -> Tensor:
+    """Which rows, of so many dims, are finite."""
+    finite = tensor.isfinite()
+    return finite.flatten(batch_dim).all(-1) if tensor.dim() > batch_dim else finite
+
+
+def where_rows(rows: Tensor, tensor: Tensor, other: Tensor) -> Tensor:
+    """The rows of one tensor or of another."""
+    return torch.where(rows.view(rows.shape + (1,) * (tensor.dim() - rows.dim())), tensor, other)
 
 
 def _depends(tensor: Tensor, position: Tensor | None) -> bool:

@@ -28,7 +28,7 @@ from pyro_infovae._core.sites import Enumeration, Plate, Run, Site, Sites, check
 Messages: TypeAlias = dict[str, Message]
 
 FLOWED = "_flowed"
-"""Marks, in a site's ``infer``, a latent that a Hamiltonian flow has moved."""
+"""Marks, in a site's ``infer``, a latent that a Hamiltonian flow has moved, and its finite rows."""
 
 PARTICLE_PLATE = "num_particles_vectorized"
 """The plate under which Pyro's ELBOs vectorise their particles."""
@@ -230,7 +230,7 @@ def normal_parameters(fn: Distribution) -> tuple[Tensor, Tensor] | None:
 def _with_generating_normal(site: Site, msg: Message, recorded: Sites) -> Site:
     """A point mass of ``AutoNormal`` over a real support, with the normal it was drawn from."""
     generating = recorded.get(f"{site.name}_unconstrained")
-    if generating is None or msg["infer"].get(FLOWED):
+    if generating is None or FLOWED in msg["infer"]:
         return site
     same_space = generating.value.shape == site.value.shape
     return replace(site, normal=generating.normal) if same_space else site
