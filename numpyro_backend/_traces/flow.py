@@ -291,17 +291,21 @@ class _Scored(_Placing):
 
 def _inverse(z: Array, transform: Transform, event_dim: int) -> tuple[Array, Array]:
     """The position of each row, and which rows have one; the others are put at 0."""
-    u = transform.inv(jax.lax.stop_gradient(z))
-    density = transform.log_abs_det_jacobian(u, transform(u))
     batch_dim = z.ndim - event_dim
+    u, pullback = jax.vjp(transform.inv, jax.lax.stop_gradient(z))
+    (slope,) = pullback(jnp.ones_like(u))
+    density = transform.log_abs_det_jacobian(u, transform(u))
+    # Where the square of the slope overflows, so do the derivatives of a flow.
+    steepest = float(jnp.finfo(slope.dtype).max) ** 0.5
     inside = finite_rows(u, batch_dim) & finite_rows(density, batch_dim)
+    inside = inside & finite_rows(slope, batch_dim, below=steepest)
     middle = transform(jnp.zeros_like(u))
     return transform.inv(where_rows(inside, z, jax.lax.stop_gradient(middle))), inside
 
 
-def finite_rows(array: Array, batch_dim: int) -> Bool[Array, "*batch"]:
-    """Which rows, of so many dims, are finite."""
-    finite = jnp.isfinite(jax.lax.stop_gradient(array))
+def finite_rows(array: Array, batch_dim: int, *, below: float = math.inf) -> Bool[Array, "*batch"]:
+    """Which rows, of so many dims, are finite, and below a bound."""
+    finite = abs(jax.lax.stop_gradient(array)) < below
     return finite.all(tuple(range(batch_dim, array.ndim)))
 
 

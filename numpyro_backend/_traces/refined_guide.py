@@ -201,7 +201,7 @@ class _End:
         )
         finite = {
             name: finite_rows(position[name], rows.ndim)
-            & _all(abs(momentum[name]) <= LARGEST_MOMENTUM, rows.ndim)
+            & finite_rows(momentum[name], rows.ndim, below=LARGEST_MOMENTUM)
             for name, rows in moving.items()
         }
         return cls(position, momentum, finite)

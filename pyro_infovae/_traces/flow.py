@@ -227,18 +227,25 @@ class _Scored(_Placing):
 
 def _inverse(z: Tensor, transform: Transform, event_dim: int) -> tuple[Tensor, Tensor]:
     """The position of each row, and which rows have one; the others are put at 0."""
+    batch_dim = z.dim() - event_dim
+    with torch.inference_mode(False), torch.enable_grad():
+        at = differentiable(z).detach().requires_grad_()
+        u = transform.inv(at)
+        (slope,) = torch.autograd.grad(u.sum(), at)
     with torch.no_grad():
-        u = transform.inv(z)
+        u = u.detach()
         density = transform.log_abs_det_jacobian(u, transform(u))
-        batch_dim = z.dim() - event_dim
+        # Where the square of the slope overflows, so do the derivatives of a flow.
+        steepest = torch.finfo(slope.dtype).max ** 0.5
         inside = finite_rows(u, batch_dim) & finite_rows(density, batch_dim)
+        inside = inside & finite_rows(slope, batch_dim, below=steepest)
         middle = transform(torch.zeros_like(u))
     return transform.inv(where_rows(inside, z, middle)), inside
 
 
-def finite_rows(tensor: Tensor, batch_dim: int) -> Tensor:
-    """Which rows, of so many dims, are finite."""
-    finite = tensor.isfinite()
+def finite_rows(tensor: Tensor, batch_dim: int, *, below: float = math.inf) -> Tensor:
+    """Which rows, of so many dims, are finite, and below a bound."""
+    finite = tensor.detach().abs() < below
     return finite.flatten(batch_dim).all(-1) if tensor.dim() > batch_dim else finite
 
 

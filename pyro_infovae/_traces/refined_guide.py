@@ -215,7 +215,7 @@ class _End:
         )
         finite = {
             name: finite_rows(position[name], rows.dim())
-            & _all(abs(momentum[name]) <= LARGEST_MOMENTUM, rows.dim())
+            & finite_rows(momentum[name], rows.dim(), below=LARGEST_MOMENTUM)
             for name, rows in moving.items()
         }
         return cls(position, momentum, finite)
