@@ -14,7 +14,7 @@ import numpyro
 from jax import Array
 from jaxtyping import Bool, Float
 from numpyro import handlers
-from numpyro.distributions import biject_to
+from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.transforms import Transform
 from numpyro.distributions.util import scale_and_mask, sum_rightmost
 from numpyro.ops.provenance import eval_provenance
@@ -224,7 +224,7 @@ class _Placing(Messenger):
 
     def _place(self, msg: Message) -> None:
         name, fn = msg["name"], msg["fn"]
-        transform = biject_to(fn.support)
+        transform = _to_support(msg)
         u, inside = self.position(name, transform, fn.event_dim)
         z = transform(u)
         if inside is not None:
@@ -243,7 +243,7 @@ class _Placing(Messenger):
         if name not in self.target.plates:
             return self._given(name)[step]
         fn = msg["fn"]
-        transform = biject_to(fn.support)
+        transform = _to_support(msg)
         return transform(self.position(name, transform, fn.event_dim)[0][step])
 
     def _given(self, name: str) -> Array:
@@ -287,6 +287,20 @@ class _Scored(_Placing):
             factor = subsample_factor(self.target.plates[name])
             density = scale_and_mask(self.log_jacobian[name], factor, joint_mask(fn))
             self._jacobian = self._jacobian + density.sum()
+
+
+def _to_support(msg: Message) -> Transform:
+    """From the unconstrained space to a site's support: the reals where it tells of none."""
+    support = msg["fn"].support
+    if support is None:
+        support = constraints.independent(constraints.real, msg["fn"].event_dim)
+    try:
+        return biject_to(support)
+    except NotImplementedError as error:
+        raise NotImplementedError(
+            f"Site '{msg['name']}' has the support {support}, which no known transform takes to "
+            "the reals, where a flow moves: leave it out of sites"
+        ) from error
 
 
 def _inverse(z: Array, transform: Transform, event_dim: int) -> tuple[Array, Array]:

@@ -18,7 +18,7 @@ from pyro.poutine.messenger import Messenger, block_messengers
 from pyro.poutine.runtime import _DIM_ALLOCATOR, Message
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import Transform, biject_to
+from torch.distributions import Transform, biject_to, constraints
 
 from pyro_infovae._arrays.checkpointing import checkpointed_gradient, differentiable
 from pyro_infovae._arrays.full_precision import raised
@@ -162,7 +162,7 @@ class _Placing(Messenger):
         if msg["is_observed"]:
             return
         if name in self.target.plates:
-            transform = biject_to(msg["fn"].support)
+            transform = _to_support(msg)
             u, inside = self.position(name, transform, msg["fn"].event_dim)
             z = transform(u)
             if inside is not None:
@@ -223,6 +223,24 @@ class _Scored(_Placing):
                         "minibatch would move it differently, and the bound would be lost; leave "
                         f"'{name}' out of sites, or use the whole plate"
                     )
+
+
+def _to_support(msg: Message) -> Transform:
+    """From the unconstrained space to a site's support: the reals where it tells of none."""
+    fn = msg["fn"]
+    try:
+        support = fn.support
+    except (NotImplementedError, AttributeError):
+        support = None
+    if support is None:
+        support = constraints.independent(constraints.real, fn.event_dim)
+    try:
+        return biject_to(support)
+    except NotImplementedError as error:
+        raise NotImplementedError(
+            f"Site '{msg['name']}' has the support {support}, which no known transform takes to "
+            "the reals, where a flow moves: leave it out of sites"
+        ) from error
 
 
 def _inverse(z: Tensor, transform: Transform, event_dim: int) -> tuple[Tensor, Tensor]:
