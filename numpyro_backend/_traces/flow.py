@@ -133,6 +133,12 @@ class LogJoint:
         sources = eval_provenance(log_probs, **placing.unconstrained)
         for plate, name in outside:
             if name in frozenset[str]().union(*sources.get(plate, ())):
+                if plate in placing.frames.get(name, ()):
+                    raise ValueError(
+                        f"Site '{name}' is drawn outside plate '{plate}' by the guide, which is "
+                        "subsampled, and inside by the model: declare the plate in the guide, or "
+                        "use the whole plate"
+                    )
                 raise ValueError(
                     f"Site '{name}' is outside plate '{plate}', which is subsampled: each "
                     "minibatch would move it differently, and the bound would be lost; leave "
@@ -199,6 +205,7 @@ class _Placing(Messenger):
         self.log_jacobian: Values = {}
         self.inside: Values = {}
         self.factors: dict[str, float] = {}
+        self.frames: dict[str, set[str]] = {}
 
     @property
     def placed(self) -> Placed:
@@ -225,6 +232,7 @@ class _Placing(Messenger):
     def _place(self, msg: Message) -> None:
         name, fn = msg["name"], msg["fn"]
         transform = _to_support(msg)
+        self.frames[name] = {frame.name for frame in msg["cond_indep_stack"]}
         u, inside = self.position(name, transform, fn.event_dim)
         z = transform(u)
         if inside is not None:

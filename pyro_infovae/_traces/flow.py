@@ -25,7 +25,7 @@ from pyro_infovae._arrays.full_precision import raised
 from pyro_infovae._core.programs import Program
 from pyro_infovae._core.sites import common_scale
 from pyro_infovae._traces.recording import full_size, is_latent
-from pyro_infovae._traces.runs import leaving_when
+from pyro_infovae._traces.runs import buffers_untouched, leaving_when
 
 Values: TypeAlias = dict[str, Tensor]
 Position: TypeAlias = Callable[[str, Transform, int], tuple[Tensor, Tensor | None]]
@@ -127,6 +127,7 @@ class LogJoint:
             pyro.validation_enabled(False),
             block_messengers(lambda _: True),
             _outer_plates(self.outer),
+            buffers_untouched(),
             handler,
             leaving_when(is_done),
         ):
@@ -156,6 +157,7 @@ class _Placing(Messenger):
         self.unconstrained: Values = {}
         self.log_jacobian: Values = {}
         self.inside: Values = {}
+        self.frames: dict[str, set[str]] = {}
 
     def _pyro_sample(self, msg: Message) -> None:
         name = msg["name"]
@@ -163,6 +165,7 @@ class _Placing(Messenger):
             return
         if name in self.target.plates:
             transform = _to_support(msg)
+            self.frames[name] = {frame.name for frame in msg["cond_indep_stack"]}
             u, inside = self.position(name, transform, msg["fn"].event_dim)
             z = transform(u)
             if inside is not None:
@@ -217,12 +220,19 @@ class _Scored(_Placing):
                 continue
             for name, plates in self.target.plates.items():
                 outside = frame.name not in {plate.name for plate in plates}
-                if outside and _depends(log_prob, self.unconstrained.get(name)):
+                if not outside or not _depends(log_prob, self.unconstrained.get(name)):
+                    continue
+                if frame.name in self.frames[name]:
                     raise ValueError(
-                        f"Site '{name}' is outside plate '{frame.name}', which is subsampled: each "
-                        "minibatch would move it differently, and the bound would be lost; leave "
-                        f"'{name}' out of sites, or use the whole plate"
+                        f"Site '{name}' is drawn outside plate '{frame.name}' by the guide, which "
+                        "is subsampled, and inside by the model: declare the plate in the guide, "
+                        "or use the whole plate"
                     )
+                raise ValueError(
+                    f"Site '{name}' is outside plate '{frame.name}', which is subsampled: each "
+                    "minibatch would move it differently, and the bound would be lost; leave "
+                    f"'{name}' out of sites, or use the whole plate"
+                )
 
 
 def _to_support(msg: Message) -> Transform:

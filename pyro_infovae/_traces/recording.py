@@ -68,12 +68,7 @@ class Recorder:
         Raises:
             NotImplementedError: for a guide that runs the model itself.
         """
-        unwrapped = poutine.unwrap(guide)
-        if isinstance(unwrapped, GuideMessenger):
-            raise NotImplementedError(
-                f"Expected a guide that draws the latents; got {type(unwrapped).__name__}, which "
-                "runs the model inside the guide: use an AutoGuide or a guide function"
-            )
+        check_guide(guide)
         return Recorded(guide, self._start_guide)
 
     def model(self, model: Program) -> Recorded:
@@ -96,6 +91,20 @@ class Recorder:
     def _start_guide(self) -> Messenger:
         self._guide_run = _GuideRun(self)
         return self._guide_run
+
+
+def check_guide(guide: Program) -> None:
+    """Refuse a guide that runs the model itself.
+
+    Raises:
+        NotImplementedError: naming its class.
+    """
+    unwrapped = poutine.unwrap(guide)
+    if isinstance(unwrapped, GuideMessenger):
+        raise NotImplementedError(
+            f"Expected a guide that draws the latents; got {type(unwrapped).__name__}, which "
+            "runs the model inside the guide: use an AutoGuide or a guide function"
+        )
 
 
 def is_number(weight: float | Tensor, number: float) -> bool:

@@ -23,7 +23,7 @@ from pyro_infovae._core.objectives import Prefactors
 from pyro_infovae._core.programs import Program
 from pyro_infovae._traces.flow import LogJoint, finite_rows, where_rows
 from pyro_infovae._traces.initial_draw import InitialDraw, InitialSite
-from pyro_infovae._traces.recording import FLOWED, is_latent, reweight
+from pyro_infovae._traces.recording import FLOWED, check_guide, is_latent, reweight
 from pyro_infovae.integrators import PotentialGrad, tempered_leapfrog
 
 
@@ -90,6 +90,7 @@ class RefinedGuide:
         Returns:
             The latents that flowed, by site name.
         """
+        check_guide(self.guide)
         settings = self.settings()
         initial = InitialDraw(self.sites)
         with SiteWeights(latent=self.prefactors.logq[0]), initial:

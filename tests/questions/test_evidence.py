@@ -281,7 +281,7 @@ REFUSED: dict[str, tuple[Callable[[Asking], Case], dict[str, Any], str]] = {
     "observing guide": (
         partial(_with_guide, draw=_observing, alone=False),
         {},
-        "guide observes 'x'.*AutoGuide",
+        "guide observes 'x'.*block",
     ),
 }
 
