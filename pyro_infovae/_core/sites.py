@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 from pyro_infovae._core.arrays import namespace
+
+SAME_SCALE = 1e-6
+"""How far, in proportion, the scales of two sites may differ by rounding."""
 
 
 class Plate(NamedTuple):
@@ -126,6 +129,28 @@ def kept_entries(value: Any, masks: Iterable[tuple[Any, int]]) -> Any:
 def subsample_factor(plates: Iterable[Plate]) -> float:
     """The factor that sites of a stack of plates are scaled by: the product of N / B."""
     return math.prod(plate.full_size / plate.size for plate in plates)
+
+
+def common_scale(scales: Sequence[Any]) -> Any:
+    """The factor that all sites of a program share beside those of their plates, or else 1.
+
+    Args:
+        scales: the factor on each: a number, or an array, which nothing waits for.
+
+    Example:
+        >>> common_scale([0.25, 0.25]), common_scale([0.25, 1.0])
+        (0.25, 1.0)
+    """
+    if all(getattr(scale, "ndim", 0) == 0 for scale in scales):
+        first, *others = scales
+        low, high = abs(first) * (1 - SAME_SCALE), abs(first) * (1 + SAME_SCALE)
+        shared = (first != 0) & (first == first)
+        for other in others:
+            shared = shared & (low <= abs(other)) & (abs(other) <= high)
+        if isinstance(shared, bool):
+            return first if shared else 1.0
+        return namespace(shared, first).where(shared, first, 1.0)
+    return 1.0
 
 
 def check_kl_is_separable(name: str, run: Run, kl_weight: Any) -> None:

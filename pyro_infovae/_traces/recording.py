@@ -38,7 +38,7 @@ from pyro_infovae._core.sites import (
 Messages: TypeAlias = dict[str, Message]
 
 FLOWED = "_flowed"
-"""Marks, in a site's ``infer``, a latent that a Hamiltonian flow has moved."""
+"""Marks, in a site's ``infer``, a latent that a Hamiltonian flow has moved, and its finite rows."""
 
 PARTICLE_PLATE = "num_particles_vectorized"
 """The plate under which Pyro's ELBOs vectorise their particles."""
@@ -85,12 +85,7 @@ class Recorder:
         Raises:
             NotImplementedError: for a guide that runs the model itself.
         """
-        unwrapped = poutine.unwrap(guide)
-        if isinstance(unwrapped, GuideMessenger):
-            raise NotImplementedError(
-                f"Expected a guide that draws the latents; got {type(unwrapped).__name__}, which "
-                "runs the model inside the guide: use an AutoGuide or a guide function"
-            )
+        check_guide(guide)
         return Recorded(guide, self._start_guide)
 
     def model(self, model: Program) -> Recorded:
@@ -113,6 +108,20 @@ class Recorder:
     def _start_guide(self) -> Messenger:
         self._guide_run = _GuideRun(self)
         return self._guide_run
+
+
+def check_guide(guide: Program) -> None:
+    """Refuse a guide that runs the model itself.
+
+    Raises:
+        NotImplementedError: naming its class.
+    """
+    unwrapped = poutine.unwrap(guide)
+    if isinstance(unwrapped, GuideMessenger):
+        raise NotImplementedError(
+            f"Expected a guide that draws the latents; got {type(unwrapped).__name__}, which "
+            "runs the model inside the guide: use an AutoGuide or a guide function"
+        )
 
 
 def is_number(weight: float | Tensor, number: float) -> bool:
@@ -306,7 +315,7 @@ def normal_parameters(fn: Distribution) -> tuple[Tensor, Tensor] | None:
 def _with_generating_normal(site: Site, msg: Message, recorded: Sites) -> Site:
     """A point mass of ``AutoNormal`` over a real support, with the normal it was drawn from."""
     generating = recorded.get(f"{site.name}_unconstrained")
-    if generating is None or msg["infer"].get(FLOWED):
+    if generating is None or FLOWED in msg["infer"]:
         return site
     same_space = generating.value.shape == site.value.shape
     return replace(site, normal=generating.normal) if same_space else site

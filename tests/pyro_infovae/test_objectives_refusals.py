@@ -88,5 +88,5 @@ def test_two_flows_of_one_name(first: dict, second: dict, match: str) -> None:
 
 def test_a_messenger_that_observes() -> None:
     model = normal_hierarchy(PYRO)
-    with pytest.raises(NotImplementedError, match=r"the guide observes 'x'.*AutoGuide"):
+    with pytest.raises(NotImplementedError, match="got AutoHierarchicalNormalM"):
         TraceHamiltonian_ELBO().loss(model, AutoHierarchicalNormalMessenger(model))
