@@ -7,7 +7,7 @@ import operator
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from importlib.util import find_spec
 from typing import Any, TypeAlias
 
@@ -18,14 +18,20 @@ from jax.lax import stop_gradient
 from jaxtyping import Float, Key
 from numpyro.infer.elbo import ELBO, TraceEnum_ELBO
 
-from numpyro_backend._objectives.enumeration import warning_of_enumeration
 from numpyro_backend._objectives.objective import Objective, TraceAnalyticKL_ELBO, evaluate_recorded
 from numpyro_backend._traces.recording import Recorder
 from numpyro_backend.groups import Group, Rows
 from pyro_infovae._core.evaluation import Evaluation
-from pyro_infovae._core.objectives import check_scalar
+from pyro_infovae._core.objectives import check_scalar, warn_of_counts, warn_of_enumeration
 from pyro_infovae._core.programs import Program
-from pyro_infovae._core.rows import Selection, group_by_plates
+from pyro_infovae._core.rows import (
+    Selection,
+    drawn_not_enumerated,
+    groups_of,
+    recorded,
+    share_parents,
+)
+from pyro_infovae._core.sites import Run
 
 Regularizer: TypeAlias = Callable[[Rows], Array]
 
@@ -40,7 +46,7 @@ class PenalisedELBO(Objective):
     in nats, summed over the data set. A subclass supplies ``kl_weight`` and ``penalty``.
 
     Args:
-        sites: the latents, by name; None selects every reparameterised latent in plates.
+        sites: the latents, by name; None selects the reparameterised ones in plates of data.
         regularizer: a further penalty of the user's: a function of each group's
             :class:`~numpyro_backend.groups.Rows`, observed data included, to a scalar in nats.
         regularizer_weight: the factor on it.
@@ -114,9 +120,9 @@ class PenalisedELBO(Objective):
     ) -> Evaluation:
         """Evaluate the base on the recorded programs, and add the penalties on their rows."""
         selection = Selection(type(self).__name__, self.sites, self.num_particles)
-        recorder = Recorder(selection, self.kl_weight)
-        with warning_of_enumeration(self.base):
-            base, runs = evaluate_recorded(
+        _, (base, runs) = recorded(
+            partial(Recorder, selection, self.kl_weight),
+            lambda recorder: evaluate_recorded(
                 self.base,
                 recorder,
                 self.vectorize_particles_fn,
@@ -126,15 +132,28 @@ class PenalisedELBO(Objective):
                 guide,
                 args,
                 kwargs,
-            )
-        names = group_by_plates(runs.model, runs.selected)
-        keys = jax.random.split(penalty_key(rng_key, self.num_particles), len(names))
-        penalties = self._penalties(
-            [
+            ),
+        )
+        if marked := drawn_not_enumerated(runs):
+            warn_of_enumeration(marked)
+        names = groups_of(runs)
+
+        def penalties_of(runs: Run, rng_key: Key[Array, ""]) -> dict[str, Float[Array, ""]]:
+            keys = jax.random.split(rng_key, len(names))
+            groups = [
                 Group(group, runs, key, param_map, model, args, kwargs)
                 for group, key in zip(names, keys, strict=True)
             ]
-        )
+            return self._penalties(groups)
+
+        key = penalty_key(rng_key, self.num_particles)
+        if self.num_particles > 1 and any(share_parents(group, runs) for group in names):
+            particles = jax.tree.map(lambda leaf: leaf[:, None], runs)
+            keys = jax.random.split(key, self.num_particles)
+            values = jax.vmap(penalties_of)(particles, keys)
+            penalties = jax.tree.map(lambda value: value.mean(0), values)
+        else:
+            penalties = penalties_of(runs, key)
         return replace(
             base,
             loss=reduce(operator.add, penalties.values(), base.loss),
@@ -143,6 +162,7 @@ class PenalisedELBO(Objective):
 
     def _penalties(self, groups: list[Group]) -> dict[str, Float[Array, ""]]:
         """By name, in nats."""
+        _count_rows(groups)
         penalties = {type(self).__name__: self.penalty(groups)}
         if self.regularizer is not None:
             values = jnp.stack([self._regularizer_of(group) for group in groups])
@@ -152,6 +172,19 @@ class PenalisedELBO(Objective):
     def _regularizer_of(self, group: Group) -> Float[Array, ""]:
         assert self.regularizer is not None
         return check_scalar(self.regularizer(group.with_data(group.data)), group.names)
+
+
+def _count_rows(groups: list[Group]) -> None:
+    """Warn, once the step has run, of groups of which their masks leave less than two rows."""
+    for group in groups:
+        if (weights := group.posterior.weights) is not None:
+            warn = partial(_warn_of_count, group.names)
+            count = (weights > 0).sum()
+            jax.lax.cond(count < 2, partial(jax.debug.callback, warn), lambda _: None, count)
+
+
+def _warn_of_count(names: tuple[str, ...], count: Any) -> None:
+    warn_of_counts({names: count})
 
 
 def penalty_key(rng_key: Key[Array, ""], num_particles: int) -> Key[Array, ""]:

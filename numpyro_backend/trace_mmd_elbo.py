@@ -83,7 +83,11 @@ class TraceMMD_ELBO(PenalisedELBO):
         return reduce(operator.add, (self._group_penalty(group) for group in groups))
 
     def _group_penalty(self, group: Group) -> Float[Array, ""]:
-        return group.posterior.num_data * self.mmd_weight * self._mmd_squared(group)
+        rows = group.posterior
+        if self.estimator == "unbiased" and rows.batch_size == 1:
+            objectives.warn_of_single_row(type(self).__name__, group.names)
+            return jnp.zeros((), rows.values.dtype)
+        return rows.num_data * self.mmd_weight * self._mmd_squared(group)
 
     def _mmd_squared(self, group: Group) -> Float[Array, ""]:
         if self.estimator == "closed_form":
@@ -110,7 +114,8 @@ class TraceMMD_ELBO(PenalisedELBO):
             self.kernel,
             x_weights=q.weights,
             y_weights=p.weights,
-            batch_size=q.batch_size,
+            batch_size=q.batch_size or 1,
+            num_data=q.num_data,
         )
 
 

@@ -9,7 +9,8 @@ import operator
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from functools import reduce
+from functools import partial, reduce
+from itertools import chain
 from typing import Any, TypeAlias
 
 import torch
@@ -25,10 +26,16 @@ from torch import Tensor, nn
 
 from pyro_infovae._arrays.gathering import same_draws
 from pyro_infovae._core.evaluation import Evaluation
-from pyro_infovae._core.objectives import check_scalar
+from pyro_infovae._core.objectives import check_scalar, warn_of_enumeration
 from pyro_infovae._core.programs import Program
-from pyro_infovae._core.rows import Selection, group_by_plates
-from pyro_infovae._objectives.enumeration import warning_of_enumeration
+from pyro_infovae._core.rows import (
+    Selection,
+    drawn_not_enumerated,
+    groups_of,
+    particles_of,
+    recorded,
+    share_parents,
+)
 from pyro_infovae._objectives.objective import Objective, TraceAnalyticKL_ELBO, evaluate
 from pyro_infovae._traces.recording import Recorder
 from pyro_infovae.groups import Group, Rows
@@ -54,7 +61,7 @@ class PenalisedELBO(Objective):
     in nats, summed over the data set. A subclass supplies ``kl_weight`` and ``penalty``.
 
     Args:
-        sites: the latents, by name; None selects every reparameterised latent in plates.
+        sites: the latents, by name; None selects the reparameterised ones in plates of data.
         regularizer: a further penalty of the user's: a function of each group's
             :class:`~pyro_infovae.groups.Rows`, observed data included, to a scalar in nats.
         regularizer_weight: the factor on it.
@@ -133,34 +140,62 @@ class PenalisedELBO(Objective):
     def evaluate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Evaluation:
         """Evaluate the base on the recorded programs, and add the penalties on their rows."""
         selection = Selection(type(self).__name__, self.sites, self.base.num_particles)
-        recorder = Recorder(selection, self.kl_weight)
-        programs = recorder.model(model), recorder.guide(guide)
-        with warning_of_enumeration(self.base):
-            base = evaluate(self.base, *programs, args, kwargs)
+        recorder, base = recorded(
+            partial(Recorder, selection, self.kl_weight),
+            lambda recorder: evaluate(
+                self.base, recorder.model(model), recorder.guide(guide), args, kwargs
+            ),
+        )
         runs = recorder.last(1 if self.base.vectorize_particles else self.base.num_particles)
-        groups = [
-            Group(names, runs, model, args, kwargs, self.gather)
-            for names in group_by_plates(runs[0].model, runs[0].selected)
+        if marked := drawn_not_enumerated(runs[0]):
+            warn_of_enumeration(marked)
+        names = groups_of(runs[0])
+        pooled = [runs]
+        if any(share_parents(group, runs[0]) for group in names):
+            pooled = [(particle,) for run in runs for particle in particles_of(run)]
+        parts = [
+            [Group(group, runs, model, args, kwargs, self.gather) for group in names]
+            for runs in pooled
         ]
-        penalties = self._penalties(groups)
+        penalties = self._penalties(parts)
         return Evaluation(
             reduce(operator.add, penalties.values(), base.loss),
             {**base.terms, **{name: penalty.detach() for name, penalty in penalties.items()}},
             base.finite,
+            {**base.counts, **_counts(parts)},
         )
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
         return self.base._get_trace(model, guide, args, kwargs)
 
-    def _penalties(self, groups: list[Group]) -> dict[str, Tensor]:
-        """By name, in nats. What they draw is the same on all ranks whose rows they share."""
+    def _penalties(self, parts: list[list[Group]]) -> dict[str, Tensor]:
+        """By name, the mean over the parts, in nats.
+
+        What they draw is the same on all ranks whose rows they share.
+        """
         with same_draws() if self.gather else nullcontext():
-            penalties = {type(self).__name__: self.penalty(groups)}
-            if self.regularizer is not None:
-                values = torch.stack([self._regularizer_of(group) for group in groups])
-                penalties["regularizer"] = self.regularizer_weight * values.sum()
+            values = [self._penalties_of(groups) for groups in parts]
+        if len(values) == 1:
+            return values[0]
+        return {name: torch.stack([v[name] for v in values]).mean() for name in values[0]}
+
+    def _penalties_of(self, groups: list[Group]) -> dict[str, Tensor]:
+        penalties = {type(self).__name__: self.penalty(groups)}
+        if self.regularizer is not None:
+            values = torch.stack([self._regularizer_of(group) for group in groups])
+            penalties["regularizer"] = self.regularizer_weight * values.sum()
         return penalties
 
     def _regularizer_of(self, group: Group) -> Tensor:
         assert self.regularizer is not None
         return check_scalar(self.regularizer(group.with_data(group.own_data)), group.names)
+
+
+def _counts(parts: list[list[Group]]) -> dict[tuple[str, ...], Tensor]:
+    """How many rows of a masked group count, in the part where they are fewest."""
+    counts: dict[tuple[str, ...], Tensor] = {}
+    for group in chain.from_iterable(parts):
+        if (weights := group.posterior.weights) is not None:
+            count = (weights > 0).sum()
+            counts[group.names] = torch.minimum(counts.get(group.names, count), count)
+    return counts

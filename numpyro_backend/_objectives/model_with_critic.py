@@ -17,7 +17,7 @@ from numpyro_backend._objectives.critic_parameters import CriticParameters
 from numpyro_backend._traces.recording import Record
 from numpyro_backend.groups import Group
 from pyro_infovae._core.programs import Program
-from pyro_infovae._core.rows import Selection, group_by_plates
+from pyro_infovae._core.rows import Selection, groups_of
 from pyro_infovae._core.sites import Run, Site
 
 CriticInputs: TypeAlias = Callable[[list[Group]], tuple[Array, Array]]
@@ -59,15 +59,11 @@ class ModelWithCritic:
         sites = OrderedDict(
             (name, _as_drawn_by_a_guide(site)) for name, site in record.sites.items()
         )
-        self.selection.check(sites, sites)
-        selected = frozenset(
-            name for name, site in sites.items() if site.is_latent and self.selection.takes(site)
-        )
-        run = Run(sites, sites, record.indices, selected=selected)
+        run = Run(sites, sites, record.indices, selected=self.selection.select(sites, sites))
         runs = jax.tree.map(lambda leaf: leaf[None], run)
         return [
             Group(names, runs, jax.random.key(0), {}, self.fn, args, kwargs)
-            for names in group_by_plates(sites, selected)
+            for names in groups_of(run)
         ]
 
 

@@ -21,7 +21,7 @@ from numpyro_backend._traces.critic_data import only_group
 from numpyro_backend._traces.recording import Message, Recorder
 from numpyro_backend.groups import Group
 from pyro_infovae._core.programs import Program
-from pyro_infovae._core.rows import Rows, Selection, group_by_plates
+from pyro_infovae._core.rows import Rows, Selection, groups_of
 from pyro_infovae._core.sites import Run
 
 Trace: TypeAlias = Mapping[str, Message]
@@ -142,7 +142,7 @@ class FreshDraws:
         runs = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], run)
         groups = [
             Group(group, runs, prior_key, dict(params), self.model, self.args, self.kwargs)
-            for group in group_by_plates(run.model, run.selected)
+            for group in groups_of(run)
         ]
         return Draw(only_group(groups, caller=self.caller), run, guide, model)
 

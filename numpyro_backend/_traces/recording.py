@@ -26,8 +26,16 @@ from numpyro.distributions import (
 from numpyro.primitives import Messenger
 
 from pyro_infovae._core.programs import Program, RecordedProgram
-from pyro_infovae._core.rows import Rows, Selection
-from pyro_infovae._core.sites import Enumeration, Plate, Run, Site, Sites, check_kl_is_separable
+from pyro_infovae._core.rows import Rows, Selection, check_reweighted
+from pyro_infovae._core.sites import (
+    Enumeration,
+    Plate,
+    Run,
+    Site,
+    Sites,
+    check_kl_is_separable,
+    kept_entries,
+)
 
 Message: TypeAlias = dict[str, Any]
 
@@ -38,7 +46,7 @@ def _register(record: type, arrays: set[str]) -> None:
     jax.tree_util.register_dataclass(record, sorted(arrays), sorted(names - arrays))
 
 
-_register(Site, {"value", "mask", "normal", "enumeration"})
+_register(Site, {"value", "mask", "normal", "enumeration", "kept"})
 _register(Run, {"guide", "model", "indices", "mutable"})
 _register(Rows, {"latents", "weights", "data"})
 jax.tree_util.register_pytree_node(
@@ -68,11 +76,18 @@ class Recorder:
     Args:
         selection: which latents the objective is about.
         kl_weight: the factor :math:`w` on their KL.
+        reweighted: the latents it is for; by default those that the guide alone would select.
     """
 
-    def __init__(self, selection: Selection, kl_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        selection: Selection,
+        kl_weight: float = 1.0,
+        reweighted: frozenset[str] | None = None,
+    ) -> None:
         self.selection = selection
         self.kl_weight = kl_weight
+        self.reweighted = reweighted
         self._guide_run = _GuideRun(self)
         self._scored_state: Any = None
         self._run: Run | None = None
@@ -150,12 +165,15 @@ class Record(Messenger):
         self.indices: dict[str, Array] = {}
         self.mutable: dict[str, Any] = {}
         self._full_sizes: dict[str, int] = {}
+        self._known_masks: list[Any] = []
         self.drawn: dict[str, Site] = {}
 
     def process_message(self, msg: Message) -> None:
         """Note what is about to be drawn, before an objective touches it."""
         if msg["type"] == "sample":
-            self.drawn[msg["name"]] = _site_of(msg, self._full_sizes)
+            site = _site_of(msg, self._full_sizes)
+            numbers = {self._number(mask) for mask in masks_of(msg["fn"])}
+            self.drawn[msg["name"]] = replace(site, mask_numbers=tuple(sorted(numbers)))
 
     def postprocess_message(self, msg: Message) -> None:
         """Keep what was drawn."""
@@ -173,21 +191,33 @@ class Record(Messenger):
         elif msg["type"] == "mutable":
             self.mutable[msg["name"]] = msg["value"]
 
+    def _number(self, mask: Any) -> int:
+        """The number of a mask among those of the run."""
+        for number, known in enumerate(self._known_masks):
+            if known is mask:
+                return number
+        self._known_masks.append(mask)
+        return len(self._known_masks) - 1
+
 
 class _GuideRun(Record):
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
         self.recorder = recorder
-        self.selected: set[str] = set()
+        self.reweighted: set[str] = set()
 
     def process_message(self, msg: Message) -> None:
         super().process_message(msg)
-        if msg["type"] != "sample":
+        recorder = self.recorder
+        if msg["type"] != "sample" or msg["is_observed"] or recorder.kl_weight == 1:
             return
-        site = self.drawn[msg["name"]]
-        if site.is_latent and self.recorder.selection.takes(site):
-            self.selected.add(site.name)
-            reweight(msg, self.recorder.kl_weight)
+        if recorder.reweighted is None:
+            is_selected = recorder.selection.may_take(self.drawn[msg["name"]])
+        else:
+            is_selected = msg["name"] in recorder.reweighted
+        if is_selected:
+            self.reweighted.add(msg["name"])
+            reweight(msg, recorder.kl_weight)
 
 
 class _ModelRun(Record):
@@ -199,7 +229,7 @@ class _ModelRun(Record):
     def process_message(self, msg: Message) -> None:
         super().process_message(msg)
         is_drawn = msg["type"] == "sample" and not msg["is_observed"]
-        if is_drawn and msg["name"] in self.guide.selected:
+        if is_drawn and msg["name"] in self.guide.reweighted:
             reweight(msg, self.recorder.kl_weight)
 
     def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
@@ -208,42 +238,20 @@ class _ModelRun(Record):
             self.recorder.finish(self._checked_run())
 
     def _checked_run(self) -> Run:
-        model, selection = self.sites, self.recorder.selection
-        drawn = self.guide.sites
-        guide = OrderedDict((name, _drawn_in_plates(drawn[name], model)) for name in drawn)
-        outside_plates = [
-            name
-            for name, site in model.items()
-            if site.is_latent
-            and name in guide.keys() - self.guide.selected
-            and selection.takes(guide[name])
-        ]
+        recorder = self.recorder
         run = Run(
-            guide=drawn,
-            model=model,
+            guide=self.guide.sites,
+            model=self.sites,
             indices=self.indices,
             mutable={**self.guide.mutable, **self.mutable},
-            selected=frozenset(self.guide.selected.union(outside_plates)),
+            selected=recorder.selection.select(self.guide.sites, self.sites),
         )
-        if self.recorder.kl_weight != 1:
-            for name in model:
+        if recorder.kl_weight != 1:
+            check_reweighted(recorder, self.guide.reweighted, run.selected)
+            for name in self.sites:
                 if name in run.selected:
-                    check_kl_is_separable(name, run, self.recorder.kl_weight)
-            for name in outside_plates:
-                raise NotImplementedError(
-                    f"The KL of '{name}' cannot be weighted by {self.recorder.kl_weight:g}: the "
-                    "guide draws it outside its plates "
-                    f"{[plate.name for plate in model[name].plates]}: declare them in the guide"
-                )
-        selection.check(guide, model)
+                    check_kl_is_separable(name, run, recorder.kl_weight)
         return run
-
-
-def _drawn_in_plates(site: Site, model: Sites) -> Site:
-    """A latent as the guide draws it, in the plates of the model where the guide opens none."""
-    if site.plates or site.name not in model:
-        return site
-    return replace(site, plates=model[site.name].plates)
 
 
 def _site_of(msg: Message, full_sizes: Mapping[str, int]) -> Site:
@@ -268,6 +276,8 @@ def _site_of(msg: Message, full_sizes: Mapping[str, int]) -> Site:
         is_reparameterised=fn.has_rsample,
         masks_features=masks_features(fn),
         batch_shape=fn.batch_shape,
+        asks_enumeration=bool(msg["infer"].get("enumerate")),
+        kept=kept_entries(msg["value"], _masks(fn)) if msg["is_observed"] else None,
     )
 
 
@@ -304,16 +314,29 @@ def undecorated(fn: Distribution) -> Distribution:
 
 def joint_mask(fn: Distribution) -> Bool[Array, " *batch"] | None:
     """Where all masks of a distribution are true; None where it has none."""
-    masks = []
-    while isinstance(fn, MaskedDistribution | ExpandedDistribution):
-        mask = getattr(fn, "_mask", True)
-        if mask is not True:
-            masks.append(jnp.asarray(mask))
-        fn = fn.base_dist
+    masks = [jnp.asarray(mask) for mask in masks_of(fn)]
     if not masks:
         return None
     shape = jnp.broadcast_shapes(*(mask.shape for mask in masks))
     return reduce(jnp.logical_and, (jnp.broadcast_to(mask, shape) for mask in masks))
+
+
+def masks_of(fn: Distribution) -> list[Any]:
+    """The masks of whole rows of a distribution; one that is True is none."""
+    masks = []
+    while isinstance(fn, MaskedDistribution | ExpandedDistribution):
+        mask = getattr(fn, "_mask", True)
+        if mask is not True:
+            masks.append(mask)
+        fn = fn.base_dist
+    return masks
+
+
+def _masks(fn: Distribution) -> Iterator[tuple[Any, int]]:
+    """The masks of a distribution, each with the event dims below it."""
+    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+        yield getattr(fn, "_mask", True), fn.event_dim
+        fn = fn.base_dist
 
 
 def masks_features(fn: Distribution) -> bool:

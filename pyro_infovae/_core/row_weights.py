@@ -13,10 +13,11 @@ from pyro_infovae._core.arrays import cast, namespace
 from pyro_infovae._core.sites import Run, Site
 
 
-def row_weights(
-    group: Sequence[Site], run: Run, shape: tuple[int, ...]
-) -> Float[Any, " rows"] | None:
-    """How much each row counts: 0 where it is masked, q(y | x) for z | y enumerated."""
+def row_weights(group: Sequence[Site], run: Run, shape: tuple[int, ...]) -> Float[Any, ...] | None:
+    """How much each row counts: 0 where it is masked, q(y | x) for z | y enumerated.
+
+    An array that broadcasts to the batch shape of the group; None where all count alike.
+    """
     sites = [site for drawn in group for site in (drawn, run.guide[drawn.name])]
     for site in sites:
         if site.masks_features:
@@ -30,7 +31,7 @@ def row_weights(
         factors.append(probability)
     if not factors:
         return None
-    return namespace(value).broadcast_to(math.prod(factors), shape).reshape(-1)
+    return math.prod(factors)
 
 
 def _enumerated_probability(

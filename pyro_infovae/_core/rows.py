@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 
 from pyro_infovae._core.arrays import namespace
 from pyro_infovae._core.row_weights import fits, row_weights
 from pyro_infovae._core.sites import Plate, Run, Site, Sites
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,8 @@ class Selection:
 
     Attributes:
         caller: the objective's name, for messages.
-        names: the latents asked for, or None for every reparameterised latent in plates that
-            hold at least two rows.
+        names: the latents asked for, or None for every reparameterised latent in plates of
+            data.
         particles: the draws per datum that the base pools outside any plate.
     """
 
@@ -37,19 +40,24 @@ class Selection:
         names = (sites,) if isinstance(sites, str) else sites
         return cls(caller, None if names is None else frozenset(names), particles)
 
-    def takes(self, site: Site) -> bool:
-        """Whether a latent that the guide draws is selected."""
+    def may_take(self, site: Site) -> bool:
+        """Whether a latent may be selected, as far as the guide alone can tell."""
         if self.names is None:
-            return self._fault(site) is None
+            return site.is_reparameterised and len(site.plates) > 0
         # The density of an automatic guide's latent may be that of an auxiliary site.
         generated = site.name.removesuffix("_unconstrained") if site.is_auxiliary else site.name
         return site.name in self.names or generated in self.names
 
-    def check(self, guide: Sites, model: Sites) -> None:
-        """Refuse a selection that names what cannot be penalised, or that selects nothing.
+    def select(self, guide: Sites, model: Sites) -> frozenset[str]:
+        """The latents of a run that are selected, and the auxiliary sites that go with them.
+
+        By default those are the reparameterised latents in plates of data: all of their plates are
+        among those of some observed site, or of a factor. In a model that observes nothing every
+        plate is one of data.
 
         Raises:
-            ValueError: naming the site and saying what to do.
+            ValueError: for a name that cannot be penalised, or where nothing is selected; naming
+                the site and saying what to do.
         """
         latents = [name for name, site in model.items() if site.is_latent]
         for name in sorted(self.names or ()):
@@ -63,32 +71,107 @@ class Selection:
                     f"{self.caller}: sites names '{name}', which the guide does not draw; "
                     "leave it out of sites or draw it in the guide"
                 )
-            if fault := self._fault(guide[name]):
+            if fault := self._fault(guide[name], model):
                 raise ValueError(f"{self.caller}: sites names '{name}', which {fault}")
-        faults = {name: self._fault(guide[name]) for name in latents if name in guide}
-        if self.names is None and all(faults.values()):
+        candidates = [name for name in latents if name in guide]
+        if self.names is not None:
+            auxiliary = {name for name in guide if name not in model and self.may_take(guide[name])}
+            return self.names | auxiliary
+        faults = {name: self._fault(guide[name], model) for name in candidates}
+        if all(faults.values()):
             reasons = "; ".join(f"'{name}' {fault}" for name, fault in faults.items())
             raise ValueError(
                 f"{self.caller}: no latent is left to penalise"
                 + (f": {reasons}" if reasons else ", for the guide draws none of the model's")
             )
+        for name in guide:
+            if name not in model:
+                generated = name.removesuffix("_unconstrained")
+                faults[name] = (
+                    faults[generated] if generated in faults else self._fault(guide[name], model)
+                )
+        return frozenset(name for name, fault in faults.items() if fault is None)
 
-    def _fault(self, site: Site) -> str | None:
-        if not site.is_reparameterised:
+    def _fault(self, drawn: Site, model: Sites) -> str | None:
+        """What speaks against a latent as the guide draws it; the plates are the model's."""
+        if not drawn.is_reparameterised:
             return (
-                f"is not reparameterised ({site.kind}): leave it out of sites, or draw it by "
+                f"is not reparameterised ({drawn.kind}): leave it out of sites, or draw it by "
                 "rsample"
             )
-        plates = sized_plates(site)
-        in_plates = data_size(plates) > 1
-        if (batch_size(plates) if in_plates else self.particles) < 2:
+        plates = model.get(drawn.name, drawn).plates
+        if self.names is not None:
+            if plates or self.particles > 1:
+                return None
             return (
-                "has a single row: use a larger minibatch in its plate, more particles for a "
-                "latent outside plates, or other sites"
+                "has a single row, outside plates: set num_particles to 2 or more, or leave it out"
             )
-        if self.names is None and not in_plates:
-            return "is in no plate of several rows: name it in sites to penalise its particles"
+        if not plates:
+            return (
+                "is in no plate: name it in sites, and set num_particles, to penalise its particles"
+            )
+        if drawn.name.endswith("_unobserved"):
+            return "is the missing part of an observed site: name it in sites to penalise it"
+        if not _are_of_data(plates, model):
+            return (
+                f"is in plates {[plate.name for plate in plates]}, which hold no observed site: "
+                "name it in sites to penalise it"
+            )
         return None
+
+
+def _are_of_data(plates: Iterable[Plate], model: Sites) -> bool:
+    names = {plate.name for plate in plates}
+    # A factor is an observation of a Unit.
+    observed = [s for s in model.values() if s.is_data or (not s.is_latent and s.kind == "Unit")]
+    return not observed or any(names <= {plate.name for plate in site.plates} for site in observed)
+
+
+class Reselected(BaseException):
+    """Leaves a run in which the KL of other latents was reweighted than of the selected ones."""
+
+    def __init__(self, recorder: object, selected: frozenset[str]) -> None:
+        super().__init__(recorder, selected)
+        self.recorder = recorder
+        self.selected = selected
+
+
+def check_reweighted(recorder: Any, reweighted: Iterable[str], selected: frozenset[str]) -> None:
+    """Check, once a run knows the plates of data, that the right latents were reweighted in it.
+
+    Raises:
+        Reselected: where the guide alone guessed them, and guessed wrong.
+        ValueError: where they change from run to run.
+    """
+    if selected == frozenset(reweighted):
+        return
+    if recorder.reweighted is None:
+        leave = Reselected(recorder, selected)
+        raise leave
+    raise ValueError(
+        f"{recorder.selection.caller}: the latents in plates of data change from run to run, from "
+        f"{sorted(recorder.reweighted)} to {sorted(selected)}: name them in sites"
+    )
+
+
+def recorded(make: Callable[[frozenset[str] | None], T], evaluate: Callable[[T], R]) -> tuple[T, R]:
+    """Evaluate programs under a recorder that reweights the KL of the selected latents.
+
+    The guide runs before the model, which alone tells the plates of data: where a guess by the
+    guide was wrong, the programs run once more.
+
+    Args:
+        make: makes a recorder that reweights the named latents, or those guessed for None.
+        evaluate: runs the programs under a recorder.
+    """
+    recorder = make(None)
+    try:
+        return recorder, evaluate(recorder)
+    except Reselected as found:
+        if found.recorder is not recorder:
+            raise
+        recorder = make(found.selected)
+    return recorder, evaluate(recorder)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +184,8 @@ class Rows:
         batch_size: the data of the minibatch; row r belongs to datum r modulo ``batch_size``. None
             outside plates, where the particles themselves are the rows.
         num_data: N, the product of the full sizes of the group's plates.
-        data: by site name, the observed values in the same plates, (rows, \*event); empty where
-            they were not asked for.
+        data: by site name, the observed values in the same plates, (rows, \*event), 0 where they
+            are masked; empty where they were not asked for.
     """
 
     latents: OrderedDict[str, Float[Any, "rows _"]]
@@ -125,15 +208,63 @@ class Rows:
         first = next(iter(self.latents.values()))
         return namespace(first).ones_like(first[:, 0])
 
+    def counting(self, counts: Bool[Any, " rows"] | None) -> Rows:
+        """The same rows, of which only some count further; None for all."""
+        if counts is None:
+            return self
+        return replace(self, weights=self.dense_weights * counts)
 
-def group_by_plates(model: Sites, selected: Iterable[str]) -> list[tuple[str, ...]]:
-    """The selected latents of a model, those with the same stack of plates together."""
-    groups: dict[tuple[str, ...], list[str]] = {}
-    names = frozenset(selected)
-    for name, site in model.items():
-        if name in names and site.is_latent:
-            groups.setdefault(tuple(plate.name for plate in site.plates), []).append(name)
+    def cleared(self) -> Rows:
+        """The same rows, with zeros for what one of weight 0 holds, be it nan."""
+        if self.weights is None:
+            return self
+        xp, counts = namespace(self.weights), self.weights > 0
+
+        def clear(values: Any) -> Any:
+            return xp.where(counts.reshape(-1, *(1,) * (values.ndim - 1)), values, 0)
+
+        return replace(
+            self,
+            latents=OrderedDict((name, clear(values)) for name, values in self.latents.items()),
+            data={name: clear(values) for name, values in self.data.items()},
+        )
+
+
+def groups_of(run: Run) -> list[tuple[str, ...]]:
+    """The selected latents, those with the same stack of plates and the same masks together."""
+    groups: dict[Any, list[str]] = {}
+    for name, site in run.model.items():
+        if name in run.selected and site.is_latent:
+            masks = site.mask_numbers, run.guide[name].mask_numbers
+            groups.setdefault((tuple(p.name for p in site.plates), masks), []).append(name)
     return [tuple(group) for group in groups.values()]
+
+
+def drawn_not_enumerated(run: Run) -> list[str]:
+    """The latents that the program marks to be enumerated, and the base draws."""
+    sites = {**run.model, **run.guide}.values()
+    return [s.name for s in sites if s.asks_enumeration and s.is_latent and s.enumeration is None]
+
+
+def particles_of(run: Run) -> list[Run]:
+    """A run by its particles, where they are vectorised."""
+    if run.particle_plate is None:
+        return [run]
+    return [replace(run, particle=particle) for particle in range(run.particle_plate.size)]
+
+
+def share_parents(names: Sequence[str], run: Run) -> bool:
+    """Whether rows of a group share a latent that is drawn before them, in guide or model.
+
+    The rows of two particles then differ by more than two draws, and must not be pooled.
+    """
+    plates = set(run.model[names[0]].plates)
+    for sites in (run.guide, run.model):
+        last = max(list(sites).index(name) for name in names)
+        for site in list(sites.values())[:last]:
+            if site.is_latent and site.name not in names and not plates <= set(site.plates):
+                return True
+    return False
 
 
 def rows_of(names: Sequence[str], sites: Sites, run: Run) -> Rows:
@@ -147,12 +278,11 @@ def rows_of(names: Sequence[str], sites: Sites, run: Run) -> Rows:
     group = [sites[name] for name in names]
     shape = batch_shape(group, run)
     plates = group[0].plates
-    num_data = data_size(plates)
     return Rows(
-        latents=OrderedDict((s.name, flatten(s.value, s.event_dim, shape)) for s in group),
+        latents=OrderedDict((s.name, flatten(s.value, s.event_dim, shape, run)) for s in group),
         weights=_weights(group, run, shape),
-        batch_size=batch_size(plates) if num_data > 1 else None,
-        num_data=num_data,
+        batch_size=batch_size(plates) if plates else None,
+        num_data=data_size(plates),
     )
 
 
@@ -162,10 +292,27 @@ def data_of(names: Sequence[str], run: Run) -> dict[str, Shaped[Any, " rows *eve
     shape = batch_shape(group, run)
     plates = {plate.name for plate in group[0].plates}
     return {
-        name: expand_rows(site.value, site.event_dim, shape)
+        name: expand_rows(_kept_value(site), site.event_dim, shape, run)
         for name, site in run.model.items()
         if site.is_data and {plate.name for plate in site.plates} == plates
     }
+
+
+def counts_of(name: str, names: Sequence[str], run: Run) -> Bool[Any, " rows"] | None:
+    """Which rows of a group have an entry of an observed site that is not masked; None for all."""
+    site, shape = run.model[name], batch_shape([run.model[name] for name in names], run)
+    if site.kept is None:
+        return None
+    kept = namespace(site.kept).broadcast_to(site.kept, tuple(_kept_value(site).shape))
+    rows = expand_rows(kept, site.event_dim, shape, run)
+    return rows.reshape(rows.shape[0], math.prod(rows.shape[1:])).any(1)
+
+
+def _kept_value(site: Site) -> Any:
+    """An observation with zeros where it is masked, be it nan there."""
+    return (
+        site.value if site.kept is None else namespace(site.value).where(site.kept, site.value, 0)
+    )
 
 
 def normal_rows(
@@ -182,27 +329,37 @@ def normal_rows(
     if site.normal is None:
         return None
     shape = batch_shape([run.model[name]], run)
-    loc, scale = site.normal
+    loc = site.normal[0]
     if not fits(tuple(loc.shape)[: loc.ndim - site.event_dim], shape):
         raise NotImplementedError(
             f"The prior of '{name}' is a mixture over a latent that the model sums out, which has "
             "no closed form here: use estimator='unbiased'"
         )
-    return flatten(loc, site.event_dim, shape), flatten(scale, site.event_dim, shape)
+    loc, scale = (flatten(part, site.event_dim, shape, run) for part in site.normal)
+    return loc, scale
 
 
-def expand_rows(values: Any, event_dim: int, shape: tuple[int, ...]) -> Shaped[Any, " rows *event"]:
+def expand_rows(
+    values: Any, event_dim: int, shape: tuple[int, ...], run: Run | None = None
+) -> Shaped[Any, " rows *event"]:
     """An array with one row per index of the batch shape, its event dims as they are."""
     num_batch_dims = values.ndim - event_dim
     batch, event = tuple(values.shape)[:num_batch_dims], tuple(values.shape)[num_batch_dims:]
     if batch != shape:
         values = namespace(values).broadcast_to(values, (*shape, *event))
+    if run is not None and run.particle is not None and run.particle_plate is not None:
+        axis = len(shape) + run.particle_plate.dim
+        if axis >= 0:
+            values = values[(*(slice(None),) * axis, run.particle)]
+            shape = (*shape[:axis], *shape[axis + 1 :])
     return values.reshape(math.prod(shape), *event)
 
 
-def flatten(values: Any, event_dim: int, shape: tuple[int, ...]) -> Float[Any, "rows features"]:
+def flatten(
+    values: Any, event_dim: int, shape: tuple[int, ...], run: Run | None = None
+) -> Float[Any, "rows features"]:
     """An array with one row per index of the batch shape, its event dims as features."""
-    rows = expand_rows(values, event_dim, shape)
+    rows = expand_rows(values, event_dim, shape, run)
     return rows.reshape(rows.shape[0], math.prod(rows.shape[1:]))
 
 
@@ -246,22 +403,8 @@ def _weights(group: Sequence[Site], run: Run, shape: tuple[int, ...]) -> Float[A
     sites = [site for drawn in group for site in (drawn, run.guide[drawn.name])]
     is_masked = any(site.mask is not None or site.masks_features for site in sites)
     is_enumerated = any(site.enumeration is not None for site in run.guide.values())
-    return row_weights(group, run, shape) if is_masked or is_enumerated else None
-
-
-def sized_plates(site: Site) -> tuple[Plate, ...]:
-    """The plates of a site.
-
-    Raises:
-        ValueError: for a plate that has no size.
-    """
-    for plate in site.plates:
-        if plate.size < 0:
-            raise ValueError(
-                f"Plate '{plate.name}' of site '{site.name}' has no size: give it one, so that "
-                "penalties can be scaled to the data"
-            )
-    return site.plates
+    weights = row_weights(group, run, shape) if is_masked or is_enumerated else None
+    return None if weights is None else expand_rows(weights, 0, shape, run)
 
 
 def data_size(plates: Iterable[Plate]) -> int:

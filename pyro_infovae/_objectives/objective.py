@@ -25,8 +25,9 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_infovae._core.evaluation import Evaluation
+from pyro_infovae._core.objectives import warn_of_counts
 from pyro_infovae._core.programs import Program
-from pyro_infovae._objectives.divergence import take_back_if_diverged, warn_of_rows
+from pyro_infovae._objectives.divergence import take_back_if_not_finite, warn_of_rows
 from pyro_infovae._objectives.foreign_losses import enumerated_loss, foreign_loss
 
 Traces: TypeAlias = Iterable[tuple[Trace, Trace]]
@@ -57,8 +58,11 @@ class Objective(ELBO):
             *args: positional arguments of both.
             **kwargs: keyword arguments of both.
         """
-        loss = float(self.evaluate(model, guide, *args, **kwargs).loss.item())
+        evaluation = self.evaluate(model, guide, *args, **kwargs)
+        loss = float(evaluation.loss.item())
         warn_if_nan(loss, "loss")
+        if evaluation.counts:
+            warn_of_counts(evaluation.counts)
         return loss
 
     def differentiable_loss(
@@ -78,8 +82,8 @@ class Objective(ELBO):
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The loss in nats, as a float, after adding its gradient to every parameter's ``grad``.
 
-        A step in which a flow diverged, so that the loss or its gradient is not finite, leaves no
-        gradient, and a warning.
+        A row whose flow diverged counts by the guide's own draw, and a warning says so. Where the
+        loss or its gradient is not finite all the same, a step of a flow leaves no gradient.
 
         Args:
             model: the model.
@@ -90,15 +94,16 @@ class Objective(ELBO):
         evaluation = self.evaluate(model, guide, *args, **kwargs)
         tensor = evaluation.loss
         loss = float(tensor.item())
+        if evaluation.counts:
+            warn_of_counts(evaluation.counts)
         if not evaluation.finite:
             warn_if_nan(loss, "loss")
-        elif not math.isfinite(loss):
-            warn_of_rows(loss, evaluation.finite)
-            return loss
-        if tensor.requires_grad:
+        is_left_out = bool(evaluation.finite) and not math.isfinite(loss)
+        if tensor.requires_grad and not is_left_out:
             tensor.backward(retain_graph=self.retain_graph)
-            if evaluation.finite:
-                take_back_if_diverged(loss, tensor)
+            is_left_out = bool(evaluation.finite) and take_back_if_not_finite(tensor)
+        if evaluation.finite:
+            warn_of_rows(loss, evaluation.finite, is_left_out=is_left_out)
         return loss
 
 

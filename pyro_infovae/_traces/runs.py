@@ -12,7 +12,8 @@ import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_infovae._core.programs import Program, unrecorded
 from pyro_infovae._core.rows import enumerated_shapes
@@ -47,10 +48,34 @@ def draw_prior(model: Program, args: Any, kwargs: Any, run: Run, names: Collecti
         _particle_plate(run),
         _Given(given, enumerated_shapes(run, names)),
         redraw,
+        buffers_untouched(),
         leaving_when(lambda: redraw.sites.keys() >= set(names)),
     ):
         unrecorded(model)(*args, **kwargs)
     return redraw.sites
+
+
+@contextmanager
+def buffers_untouched() -> Iterator[None]:
+    """Leave the buffers of all modules as they are, for runs beside the one that is scored.
+
+    While they train, layers such as BatchNorm count every run: the modules that run in here get
+    copies to write into.
+    """
+    own: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+
+    def lend_copies(module: nn.Module, _: Any) -> None:
+        buffers = module._buffers
+        if buffers and module.training and id(buffers) not in own:
+            own[id(buffers)] = buffers, dict(buffers)
+            buffers.update({k: b if b is None else b.clone() for k, b in buffers.items()})
+
+    try:
+        with register_module_forward_pre_hook(lend_copies):
+            yield
+    finally:
+        for buffers, held in own.values():
+            buffers.update(held)
 
 
 class _Given(Messenger):

@@ -50,15 +50,14 @@ def enum(half: Half) -> Any:
 
 
 def mean_kernel(p: np.ndarray, q: np.ndarray, variance: float) -> float:
-    """E exp(-(u - v)² / 2) between normals of locations p and q (datum, value) of two data."""
+    """E exp(-(u - v)² / 2) between normals of locations p and q (datum, value), all data."""
     probability = softmax(0.6 * X[:, None] * CENTRES, -1)
     total = weights = 0.0
     for i, j, a, b in product(range(6), range(6), range(3), range(3)):
-        if i != j:
-            weight = probability[i, a] * probability[j, b]
-            gap = p[i, a] - q[j, b]
-            total += weight * math.exp(-0.5 * gap**2 / variance) / math.sqrt(variance)
-            weights += weight
+        weight = probability[i, a] * probability[j, b]
+        gap = p[i, a] - q[j, b]
+        total += weight * math.exp(-0.5 * gap**2 / variance) / math.sqrt(variance)
+        weights += weight
     return total / weights
 
 
