@@ -114,8 +114,12 @@ def take_apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
 
 def _path(i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """The i-th leaf of the arguments, as a user would write it."""
-    (side, *keys), _ = pytree.tree_flatten_with_path((args, kwargs))[0][i]
-    return ("args", "kwargs")[side.idx] + pytree.keystr(tuple(keys))
+    paths = [
+        name + pytree.keystr(path)
+        for name, side in (("args", args), ("kwargs", kwargs))
+        for path, _ in pytree.tree_flatten_with_path(side)[0]
+    ]
+    return paths[i]
 
 
 class Source(NamedTuple):
