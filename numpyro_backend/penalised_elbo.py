@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial, reduce
+from importlib.util import find_spec
 from typing import Any, TypeAlias
 
 import jax
@@ -57,6 +58,7 @@ class PenalisedELBO(Objective):
     Raises:
         ValueError: when both ``base`` and particle settings are given.
         NotImplementedError: for a base whose runs cannot be recorded.
+        ImportError: for ``TraceEnum_ELBO`` where funsor is not installed.
     """
 
     def __init__(
@@ -196,10 +198,10 @@ def penalty_key(rng_key: Key[Array, ""], num_particles: int) -> Key[Array, ""]:
 
 def _check_can_be_recorded(base: ELBO) -> None:
     name = type(base).__name__
-    if isinstance(base, TraceEnum_ELBO):
-        raise NotImplementedError(
-            f"Expected a base ELBO that draws every latent; got {name}, which sums latents out: "
-            "use one such as TraceGraph_ELBO()"
+    if isinstance(base, TraceEnum_ELBO) and find_spec("funsor") is None:
+        raise ImportError(
+            f"Expected funsor, by which {name} sums latents out; it is not installed: "
+            "pip install 'pyro-infovae[enum]'"
         )
     for setting, default in (("multi_sample_guide", False), ("sum_sites", True)):
         if getattr(base, setting, default) is not default:

@@ -383,6 +383,13 @@ def batch_shape(group: Sequence[Site], run: Run) -> tuple[int, ...]:
     return shape
 
 
+def enumerated_shapes(run: Run, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """The batch shapes of latents where the guide enumerates some; elsewhere plates say all."""
+    if all(site.enumeration is None for site in run.guide.values()):
+        return {}
+    return {name: batch_shape([run.model[name]], run) for name in names}
+
+
 def _broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The shape that all broadcast to; sizes may be symbols, which must not be settled."""
     rank = max(map(len, shapes))

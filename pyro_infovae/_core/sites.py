@@ -56,6 +56,7 @@ class Site:
         is_auxiliary: whether it is marked as a draw of the guide alone, or is a factor.
         is_reparameterised: whether its distribution has ``rsample``.
         masks_features: whether a mask lies below its event dims.
+        batch_shape: that of its distribution.
         mask_numbers: which of the masks of its run it is under.
         asks_enumeration: whether the program marks it to be enumerated.
         enumeration: how it is enumerated, if it is.
@@ -77,6 +78,7 @@ class Site:
     is_auxiliary: bool
     is_reparameterised: bool
     masks_features: bool
+    batch_shape: tuple[int, ...]
     mask_numbers: tuple[int, ...] = ()
     asks_enumeration: bool = False
     enumeration: Enumeration | None = None
@@ -176,7 +178,7 @@ def check_kl_is_separable(name: str, run: Run, kl_weight: Any) -> None:
     for other, site in run.model.items():
         if site.enumeration is None or other in run.guide:
             continue
-        prior, dim = run.model[name].fn.batch_shape, site.enumeration.dim
+        prior, dim = run.model[name].batch_shape, site.enumeration.dim
         if len(prior) >= -dim and prior[dim] > 1:
             raise NotImplementedError(
                 f"The KL of '{name}' cannot be weighted by {kl_weight:g}: its prior depends on "

@@ -294,6 +294,7 @@ def site_of(msg: Message) -> Site:
         is_auxiliary=infer.get("is_auxiliary", False),
         is_reparameterised=fn.has_rsample,
         masks_features=masks_features(fn),
+        batch_shape=fn.batch_shape,
         asks_enumeration=bool(infer.get("enumerate")),
         enumeration=_enumeration(msg),
         kept=kept_entries(value, masks) if masks and msg["is_observed"] else None,

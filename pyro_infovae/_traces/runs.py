@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_infovae._core.programs import Program, unrecorded
-from pyro_infovae._core.rows import batch_shape
+from pyro_infovae._core.rows import enumerated_shapes
 from pyro_infovae._core.sites import Run, Sites
 from pyro_infovae._traces.recording import Record
 
@@ -46,7 +46,7 @@ def draw_prior(model: Program, args: Any, kwargs: Any, run: Run, names: Collecti
     with (
         poutine.block(hide_fn=lambda msg: msg["type"] == "sample"),
         _particle_plate(run),
-        _Given(given, _enumerated_shapes(run, names)),
+        _Given(given, enumerated_shapes(run, names)),
         redraw,
         buffers_untouched(),
         leaving_when(lambda: redraw.sites.keys() >= set(names)),
@@ -118,13 +118,6 @@ def leaving_when(is_done: Callable[[], bool]) -> Iterator[None]:
             yield
     except _Done:
         pass
-
-
-def _enumerated_shapes(run: Run, names: Collection[str]) -> dict[str, tuple[int, ...]]:
-    """The batch shapes of latents where the guide enumerates some; elsewhere plates say all."""
-    if all(site.enumeration is None for site in run.guide.values()):
-        return {}
-    return {name: batch_shape([run.model[name]], run) for name in names}
 
 
 def _particle_plate(run: Run) -> Any:

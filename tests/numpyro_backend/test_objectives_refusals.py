@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import pytest
 from jax import Array
 from numpyro.infer import Trace_ELBO, TraceMeanField_ELBO
-from numpyro.infer.elbo import TraceEnum_ELBO
 
 from numpyro_backend import TraceHamiltonian_ELBO, TraceInfoMax_ELBO, TraceMMD_ELBO
 from numpyro_backend.mutual_information import nwj
@@ -19,7 +18,6 @@ from tests.numpyro_backend.steps import Params, evaluate_shapes
 pytestmark = pytest.mark.usefixtures("quick_double_precision")
 
 BASES = {
-    "enumerating": (TraceEnum_ELBO(), "draws every latent; got TraceEnum_ELBO"),
     "multi-sample": (
         Trace_ELBO(multi_sample_guide=True),
         r"multi_sample_guide=False; got Trace_ELBO\(multi_sample_guide=True\)",

@@ -8,55 +8,49 @@ from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyro
 import pytest
-import torch
-from pyro.infer import TraceEnum_ELBO
 from scipy.special import softmax
 
-from pyro_infovae import RBF, TraceMMD_ELBO
 from tests.elbo_suite import LOOPED, ONE, VECTORISED, assert_same_step
-from tests.halves import Case
+from tests.halves import Case, Half
+from tests.objectives.alone import in_both, in_pyro
 from tests.objectives.statistics import averages_to
-from tests.pyro_infovae.half import PYRO
 
 X = np.random.default_rng(0).normal(size=8)
 CENTRES = np.array([-1.5, 0.0, 2.0])
+PARTICLES: dict[str, dict[str, Any]] = {"one": ONE, "loop": LOOPED, "vector": VECTORISED}
 
 
-def scanvi(*, one_hot: bool = False) -> Case:
+def scanvi(half: Half, *, one_hot: bool = False) -> Case:
     """z1 ~ N(0, 1), y, z2 | z1, y and x | z2; the guide draws z2 | x, y | x and z1 | z2, y."""
-    x = torch.as_tensor(X)[:, None]
-    family = pyro.distributions.OneHotCategorical if one_hot else pyro.distributions.Categorical
-    centres = torch.as_tensor(CENTRES)
-    normal = pyro.distributions.Normal
+    x, centres = half.xp.asarray(X)[:, None], half.xp.asarray(CENTRES)
+    family = half.dist.OneHotCategorical if one_hot else half.dist.Categorical
 
-    def centre(y: torch.Tensor) -> torch.Tensor:
+    def centre(y: Any) -> Any:
         return (y @ centres if one_hot else centres[y])[..., None]
 
     def model() -> None:
-        with pyro.plate("data", 8):
-            z1 = pyro.sample("z1", normal(torch.zeros(1), 1.0).to_event(1))
-            y = pyro.sample("y", family(torch.ones(3) / 3))
+        with half.plate("data", 8):
+            z1 = half.sample("z1", half.dist.Normal(0 * x, 1.0).to_event(1))
+            y = half.sample("y", family(logits=0 * x * centres))
             # Of one shape, as a network of both side by side needs them.
-            joint = torch.cat([z1, centre(y).expand(*z1.shape[:-1], 1)], -1)
-            z2 = pyro.sample("z2", normal(joint.sum(-1, keepdim=True), 0.5).to_event(1))
-            pyro.sample("x", normal(z2, 1.0).to_event(1), obs=x)
+            joint = half.xp.concatenate([z1, half.xp.broadcast_to(centre(y), z1.shape)], -1)
+            z2 = half.sample("z2", half.dist.Normal(joint.sum(-1)[..., None], 0.5).to_event(1))
+            half.sample("x", half.dist.Normal(z2, 1.0).to_event(1), obs=x)
 
     def guide() -> None:
-        weight = pyro.param("weight", torch.tensor(0.7))
-        infer = {"enumerate": "parallel"}
-        with pyro.plate("data", 8):
-            z2 = pyro.sample("z2", normal(weight * x, 0.4).to_event(1))
-            y = pyro.sample("y", family(logits=x * centres), infer=infer)
-            loc = 0.5 * (weight * x - centre(y))
-            pyro.sample("z1", normal(loc + 0.25 * (z2 - weight * x), 0.6).to_event(1))
+        weight = half.param("weight", 0.7)
+        with half.plate("data", 8):
+            z2 = half.sample("z2", half.dist.Normal(weight * x, 0.4).to_event(1))
+            y = half.sample("y", family(logits=x * centres), infer={"enumerate": "parallel"})
+            loc = 0.5 * (weight * x - centre(y)) + 0.25 * (z2 - weight * x)
+            half.sample("z1", half.dist.Normal(loc, 0.6).to_event(1))
 
     return Case(model, guide)
 
 
-def enum(**particles: Any) -> TraceEnum_ELBO:
-    return TraceEnum_ELBO(max_plate_nesting=1, **particles)
+def enum(half: Half, **particles: Any) -> Any:
+    return half.infer.TraceEnum_ELBO(max_plate_nesting=1, **particles)
 
 
 class Joint(NamedTuple):
@@ -86,11 +80,11 @@ def models(x: float, centre: float) -> tuple[list[float], list[list[float]]]:
     return [0.0, centre], [[1.0, 1.0], [1.0, 1.25]]
 
 
-def mean_kernel(rows: list[Joint], columns: list[Joint], *, same_datum: bool) -> float:
-    """The weighted mean of E exp(-|u - v|² / 2) over the pairs of two samples."""
+def mean_kernel(rows: list[Joint], columns: list[Joint]) -> float:
+    """The weighted mean of E exp(-|u - v|² / 2) over the pairs of different data."""
     total = weights = 0.0
     for (i, u), (j, v) in product(enumerate(rows), enumerate(columns)):
-        if same_datum or i // 3 != j // 3:
+        if i // 3 != j // 3:
             covariance, gap = u.covariance + v.covariance + np.eye(2), u.mean - v.mean
             kernel = math.exp(-0.5 * gap @ np.linalg.solve(covariance, gap))
             weight = u.weight * v.weight
@@ -101,21 +95,28 @@ def mean_kernel(rows: list[Joint], columns: list[Joint], *, same_datum: bool) ->
 
 def expected_penalty() -> float:
     q, p = joints(guides), joints(models)
-    inner = mean_kernel(q, q, same_datum=False) + mean_kernel(p, p, same_datum=False)
-    return 8 * (inner - 2 * mean_kernel(q, p, same_datum=True))
+    inner = mean_kernel(q, q) + mean_kernel(p, p)
+    return 8 * (inner - 2 * mean_kernel(q, p))
 
 
-@pytest.mark.parametrize("one_hot", [False, True], ids=["index", "one-hot"])
-def test_the_prior_is_drawn_in_the_shapes_of_the_scored_run(one_hot: bool) -> None:
-    particles = VECTORISED if one_hot else LOOPED
-    objective = TraceMMD_ELBO(0.0, 2.0, RBF(1.0), base=enum(**particles))
-    penalties = PYRO.penalties(objective, scanvi(one_hot=one_hot), count=25)
-    assert averages_to(penalties, expected_penalty())
+def test_the_prior_is_drawn_in_the_shapes_of_the_scored_run(half: Half) -> None:
+    base = enum(half, **VECTORISED)
+    objective = half.library.TraceMMD_ELBO(0.0, 2.0, half.library.RBF(1.0), base=base)
+    assert averages_to(half.penalties(objective, scanvi(half), count=25), expected_penalty())
 
 
-@pytest.mark.parametrize("particles", [ONE, LOOPED, VECTORISED], ids=["one", "loop", "vector"])
-def test_without_a_penalty_it_is_the_stock_elbo(particles: dict[str, Any]) -> None:
+@in_pyro
+def test_values_that_are_one_hot(half: Half) -> None:
+    """NumPyro enumerates indices alone."""
+    objective = half.library.TraceMMD_ELBO(0.0, 2.0, half.library.RBF(1.0), base=enum(half))
+    case = scanvi(half, one_hot=True)
+    assert averages_to(half.penalties(objective, case, count=25), expected_penalty())
+
+
+@in_both("name", PARTICLES, quick=["vector"])
+def test_without_a_penalty_it_is_the_stock_elbo(half: Half, name: str) -> None:
+    particles = PARTICLES[name]
     with pytest.warns(UserWarning, match=r"a weight of alpha \+ lambd - 1 = 0"):
-        ours = TraceMMD_ELBO(lambd=1.0, base=enum(**particles))
-    steps = PYRO.steps([ours, enum(**particles)], scanvi())
+        ours = half.library.TraceMMD_ELBO(lambd=1.0, base=enum(half, **particles))
+    steps = half.steps([ours, enum(half, **particles)], scanvi(half))
     assert_same_step(*steps, own_parameters=set())
