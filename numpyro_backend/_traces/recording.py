@@ -46,7 +46,7 @@ def _register(record: type, arrays: set[str]) -> None:
     jax.tree_util.register_dataclass(record, sorted(arrays), sorted(names - arrays))
 
 
-_register(Site, {"value", "mask", "normal", "enumeration", "kept"})
+_register(Site, {"value", "mask", "normal", "kept", "enumeration"})
 _register(Run, {"guide", "model", "indices", "mutable"})
 _register(Rows, {"latents", "weights", "data"})
 jax.tree_util.register_pytree_node(

@@ -114,10 +114,12 @@ def take_apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
 
 def _path(i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """The i-th leaf of the arguments, as a user would write it."""
-    of_args = pytree.tree_flatten_with_path(args)[0]
-    if i < len(of_args):
-        return "args" + pytree.keystr(of_args[i][0])
-    return "kwargs" + pytree.keystr(pytree.tree_flatten_with_path(kwargs)[0][i - len(of_args)][0])
+    paths = [
+        name + pytree.keystr(path)
+        for name, side in (("args", args), ("kwargs", kwargs))
+        for path, _ in pytree.tree_flatten_with_path(side)[0]
+    ]
+    return paths[i]
 
 
 class Source(NamedTuple):

@@ -271,10 +271,9 @@ def test_vectorised_particles_do_not_change_it_either(half: Half) -> None:
     assert abs(one.mean() - other.mean()) < 4 * error
 
 
-@in_both("alone", ["closed_form", "biased"], quick=["biased"])
-def test_a_minibatch_of_one_row_has_a_penalty_where_it_can(half: Half, alone: str) -> None:
+def test_a_minibatch_of_one_row_has_a_biased_penalty(half: Half) -> None:
     case = minibatch(half, 1)
-    assert np.isfinite(half.loss(half.library.TraceMMD_ELBO(estimator=alone), case))
+    assert half.penalty(half.library.TraceMMD_ELBO(estimator="biased"), case) > 0
 
 
 def minibatch(half: Half, rows: int) -> Case:
