@@ -12,8 +12,10 @@ import torch
 from pyro.infer import Trace_ELBO
 from pyro.infer.elbo import ELBOModule
 from pyro.poutine import Trace
+from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor, nn
 
+from pyro_infovae._arrays.checkpointing import trial
 from pyro_infovae._core import objectives
 from pyro_infovae._core.docstrings import documented
 from pyro_infovae._core.evaluation import Evaluation, Flow
@@ -21,8 +23,11 @@ from pyro_infovae._core.programs import Program, recorded_like, unrecorded
 from pyro_infovae._core.rows import Selection
 from pyro_infovae._objectives.flow_parameters import FlowParameters
 from pyro_infovae._objectives.objective import Objective, evaluate_traces
+from pyro_infovae._traces.enumeration import enumerated_elbo
+from pyro_infovae._traces.flow import is_enumerated
 from pyro_infovae._traces.recording import FLOWED, is_data
 from pyro_infovae._traces.refined_guide import RefinedGuide, SiteWeights
+from pyro_infovae._traces.runs import buffers_untouched
 from pyro_infovae.tempering import Tempering
 
 
@@ -114,14 +119,24 @@ class TraceHamiltonian_ELBO(Objective, Trace_ELBO):
 
     def evaluate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Evaluation:
         """Run the guide, move its draw, score it there, and note which rows stayed finite."""
-        if self.vectorize_particles and self.max_plate_nesting == math.inf:
-            self._guess_max_plate_nesting(unrecorded(model), unrecorded(guide), args, kwargs)
+        if self.max_plate_nesting == math.inf:
+            with trial(), buffers_untouched():
+                self._guess_max_plate_nesting(unrecorded(model), unrecorded(guide), args, kwargs)
         likelihood, prior, _ = self.prefactors.logp
         weighted = SiteWeights(observed=likelihood, latent=prior)(model)
         refined = self._refine(model, guide, self.prefactors, in_training=True)
         traces = list(self._get_traces(weighted, refined, args, kwargs))
-        evaluation = evaluate_traces(traces, self.num_particles, analytic=lambda *_: ())
+        if any(is_enumerated(model_trace) for model_trace, _ in traces):
+            evaluation = _enumerated(traces, self.num_particles)
+        else:
+            evaluation = evaluate_traces(traces, self.num_particles, analytic=lambda *_: ())
         return replace(evaluation, finite=_finite_rows(traces))
+
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
+        """The traces of both; what the model enumerates and the guide does not draw is summed."""
+        nesting = int(self.max_plate_nesting) + self.vectorize_particles
+        enumerated = EnumMessenger(first_available_dim=-1 - nesting)(model)
+        return super()._get_trace(enumerated, guide, args, kwargs)
 
     def _refine(
         self,
@@ -132,9 +147,25 @@ class TraceHamiltonian_ELBO(Objective, Trace_ELBO):
         in_training: bool = False,
     ) -> Program:
         refined = RefinedGuide(
-            unrecorded(model), unrecorded(guide), self.flow, self.sites, prefactors, in_training
+            unrecorded(model),
+            unrecorded(guide),
+            self.flow,
+            self.sites,
+            prefactors,
+            in_training,
+            self.max_plate_nesting,
         )
         return recorded_like(guide, refined)
+
+
+def _enumerated(traces: list[tuple[Trace, Trace]], num_particles: int) -> Evaluation:
+    """The evaluation of runs whose models hold all values of some latents."""
+    total: Any = 0.0
+    for model, guide in traces:
+        guide.pack_tensors()
+        model.pack_tensors(guide.plate_to_symbol)
+        total = total + enumerated_elbo(model, guide)
+    return Evaluation(torch.as_tensor(-total / num_particles))
 
 
 def _finite_rows(traces: list[tuple[Trace, Trace]]) -> dict[Flow, dict[str, Tensor]]:

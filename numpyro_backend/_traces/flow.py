@@ -318,7 +318,7 @@ def _inverse(z: Array, transform: Transform, event_dim: int) -> tuple[Array, Arr
     (slope,) = pullback(jnp.ones_like(u))
     density = transform.log_abs_det_jacobian(u, transform(u))
     # Where the square of the slope overflows, so do the derivatives of a flow.
-    steepest = float(jnp.finfo(slope.dtype).max) ** 0.5
+    steepest = float(jnp.finfo(slope.dtype).max) ** 0.5  # type: ignore[no-untyped-call]
     inside = finite_rows(u, batch_dim) & finite_rows(density, batch_dim)
     inside = inside & finite_rows(slope, batch_dim, below=steepest)
     middle = transform(jnp.zeros_like(u))

@@ -42,16 +42,16 @@ def warn_of_rows(
     if is_left_out:
         _warn(f"{_cause(loss, found)}; this step's gradient is left out")
     elif "start" in found:
-        site, rows = found["start"]
+        name, share = found["start"]
         _warn(
-            f"the guide draws '{site}' on the edge of its support in {rows} rows, from where no "
+            f"the guide draws '{name}' on the edge of its support in {share} rows, from where no "
             "flow can start: they count by that draw; use float64, or a guide that keeps away "
             "from the edge"
         )
     elif "path" in found:
-        site, rows = found["path"]
+        name, share = found["path"]
         _warn(
-            f"the flow of '{site}' diverged in {rows} rows, for which the step size is too large: "
+            f"the flow of '{name}' diverged in {share} rows, for which the step size is too large: "
             "they count by the guide's own draw; lower step_size or max_step_size"
         )
 

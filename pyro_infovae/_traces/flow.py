@@ -12,7 +12,9 @@ from typing import Any, TypeAlias
 import pyro
 import torch
 from pyro.distributions.util import scale_and_mask, sum_rightmost
+from pyro.poutine import Trace
 from pyro.poutine.broadcast_messenger import BroadcastMessenger
+from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger, block_messengers
 from pyro.poutine.runtime import _DIM_ALLOCATOR, Message
@@ -24,6 +26,7 @@ from pyro_infovae._arrays.checkpointing import checkpointed_gradient, differenti
 from pyro_infovae._arrays.full_precision import raised
 from pyro_infovae._core.programs import Program
 from pyro_infovae._core.sites import common_scale
+from pyro_infovae._traces.enumeration import enumerated_elbo
 from pyro_infovae._traces.recording import full_size, is_latent
 from pyro_infovae._traces.runs import buffers_untouched, leaving_when
 
@@ -69,6 +72,8 @@ class LogJoint:
         given: the values of the other latents and of the minibatches, by site name.
         plates: for each flowing site the plates it is in, by site name.
         outer: the plates around the whole program.
+        max_plate_nesting: the depth of all plates; latents that the model enumerates, which the
+            guide does not draw, are summed out in dims to the left of it.
         dtypes: of the flowing sites in the model, by site name, where their positions have another.
     """
 
@@ -78,6 +83,7 @@ class LogJoint:
     given: Values
     plates: Mapping[str, tuple[CondIndepStackFrame, ...]]
     outer: tuple[CondIndepStackFrame, ...]
+    max_plate_nesting: int
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     def unconstrain(self, values: Values) -> Placed:
@@ -130,6 +136,7 @@ class LogJoint:
             buffers_untouched(),
             handler,
             leaving_when(is_done),
+            EnumMessenger(first_available_dim=-1 - self.max_plate_nesting),
         ):
             args, kwargs = differentiable((self.args, self.kwargs))
             self.model(*args, **kwargs)
@@ -177,9 +184,12 @@ class _Placing(Messenger):
             self.log_jacobian[name] = sum_rightmost(density, density.dim() - batch_dim)
             msg["done"] = True
         elif name in self.given:
+            # It may have been enumerated, but the guide draws it.
+            enumeration = ("_enumerate_dim", "_dim_to_id")
+            msg["infer"] = {k: v for k, v in msg["infer"].items() if k not in enumeration}
             msg["value"] = self.given[name]
             msg["done"] = True
-        elif is_latent(msg):
+        elif is_latent(msg) and msg["infer"].get("enumerate") != "parallel":
             raise ValueError(
                 f"Site '{name}' is a latent of the model that the guide does not draw, and the "
                 "flow needs its value: draw it in the guide, or observe it (to predict it, draw "
@@ -195,15 +205,18 @@ class _Scored(_Placing):
         self._density: Any = 0.0
         self._jacobian: Any = 0.0
         self._scales: list[Any] = []
+        self._trace = Trace()
 
     @property
     def log_joint(self) -> Any:
         """The log joint density, without a scale that all sites share."""
-        return self._density / common_scale(self._scales) + self._jacobian
+        density = enumerated_density(self._trace) if is_enumerated(self._trace) else self._density
+        return density / common_scale(self._scales) + self._jacobian
 
     def _pyro_post_sample(self, msg: Message) -> None:
         if site_is_subsample(msg):
             return
+        self._trace.add_node(msg["name"], **msg.copy())
         log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
         self._check_subsampling(msg, log_prob)
         self._density = self._density + scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum()
@@ -233,6 +246,18 @@ class _Scored(_Placing):
                     "minibatch would move it differently, and the bound would be lost; leave "
                     f"'{name}' out of sites, or use the whole plate"
                 )
+
+
+def is_enumerated(model: Trace) -> bool:
+    """Whether a model's run holds all values of some latent."""
+    return any("_enumerate_dim" in site.get("infer", {}) for site in model.nodes.values())
+
+
+def enumerated_density(model: Trace) -> Tensor:
+    """The log density of a model's run, its enumerated latents summed out."""
+    model.compute_log_prob()
+    model.pack_tensors()
+    return torch.as_tensor(enumerated_elbo(model, Trace()))
 
 
 def _to_support(msg: Message) -> Transform:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from pyro.distributions import Delta
 from pyro.distributions.util import sum_rightmost
+from pyro.infer.mcmc.util import _guess_max_plate_nesting
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor
@@ -24,6 +25,7 @@ from pyro_infovae._core.programs import Program
 from pyro_infovae._traces.flow import LogJoint, finite_rows, where_rows
 from pyro_infovae._traces.initial_draw import InitialDraw, InitialSite
 from pyro_infovae._traces.recording import FLOWED, check_guide, is_latent, reweight
+from pyro_infovae._traces.runs import buffers_untouched
 from pyro_infovae.integrators import PotentialGrad, tempered_leapfrog
 
 
@@ -75,6 +77,7 @@ class RefinedGuide:
         sites: the latents that flow, or None for all.
         prefactors: factors on the terms above.
         in_training: whether a loss is made of it.
+        max_plate_nesting: the depth of all plates, or infinity, to be found out by a run.
     """
 
     model: Program
@@ -83,6 +86,7 @@ class RefinedGuide:
     sites: frozenset[str] | None = None
     prefactors: Prefactors = field(default_factory=Prefactors)
     in_training: bool = False
+    max_plate_nesting: float = math.inf
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Run the guide, move its latents, and draw them where they end.
@@ -103,6 +107,7 @@ class RefinedGuide:
             given=initial.given,
             plates={name: site.plates for name, site in initial.flowing.items()},
             outer=initial.outer,
+            max_plate_nesting=self._nesting(initial, args, kwargs),
             dtypes={name: site.value.dtype for name, site in initial.flowing.items()},
         )
         start = log_joint.unconstrain({name: site.value for name, site in initial.flowing.items()})
@@ -150,6 +155,13 @@ class RefinedGuide:
             with _InPlaceOf(site, found):
                 latents[name] = pyro.sample(name, _delta(value, density))
         return latents
+
+    def _nesting(self, initial: InitialDraw, args: Any, kwargs: Any) -> int:
+        nesting = self.max_plate_nesting
+        if nesting == math.inf:
+            with trial(*initial.given.values()), buffers_untouched():
+                nesting = _guess_max_plate_nesting(self.model, args, kwargs)
+        return max([int(nesting), *(-frame.dim for frame in initial.outer)])
 
     def _log_density(
         self,
