@@ -39,7 +39,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.test: $(VENV)/.torch pyproject.toml
-	$(PIP) --editable '.[arviz,demo,lightning,numpyro,test]'
+	$(PIP) --editable '.[arviz,demo,enum,lightning,numpyro,test]'
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.torch pyproject.toml

@@ -7,7 +7,7 @@ from pathlib import Path
 import nox
 
 ROOT = Path(__file__).parent
-TESTED = ".[arviz,demo,lightning,numpyro,test]"
+TESTED = ".[arviz,demo,enum,lightning,numpyro,test]"
 IMPORT_ALL = """
 import importlib, importlib.util, pkgutil, sys
 package, absent = sys.argv[1:]

@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.simplefilter("ignore")
         try:
             options.out.mkdir(parents=True, exist_ok=True)
-            programs = importlib.import_module(f"schools.with_{options.backend}")
+            half = importlib.import_module(f"halves.with_{options.backend}")
+            programs = importlib.import_module("schools.programs")
             report = importlib.import_module("schools.report")
         except ModuleNotFoundError as error:
             missing = str(error.name).partition(".")[0]
@@ -44,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError as error:
             parser.error(f"Cannot write to {options.out}: {error.strerror}")
         posteriors = {
-            "AutoNormal": programs.guide_alone(settings),
-            "with flow": programs.guide_with_flow(settings),
-            report.TRUTH: programs.chain(settings),
+            "AutoNormal": programs.guide_alone(half, settings),
+            "with flow": programs.guide_with_flow(half, settings),
+            report.TRUTH: programs.chain(half, settings),
         }
         marginals, loo = report.marginals(posteriors), report.leave_one_out(posteriors)
         console.print(report.marginals_table(marginals), report.leave_one_out_table(loo), sep="\n")

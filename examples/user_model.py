@@ -21,13 +21,13 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import ELBO, SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.optim import ClippedAdam
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from tqdm import trange
 
 from demo.cli import Parser, integer
+from demo.tables import text_table
 from pyro_infovae import ConcatCritic, TraceHamiltonian_ELBO, TraceInfoMax_ELBO, TraceMMD_ELBO
 
 SITES, VISITS, MINIBATCH = 400, 5, 64
@@ -188,17 +188,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def table(answers: Sequence[Answer]) -> Table:
     """The answers as a table for the terminal."""
-    table = Table(
-        title=f"{SITES} sites, {VISITS} visits; tau is {TAU}", box=SIMPLE_HEAD, pad_edge=False
-    )
-    table.add_column("objective")
-    headings = ("ELBO", "|β - β̂|", "|γ - γ̂|", "τ̂", "effects, RMSE", "in 90 %")
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for found in answers:
-        name, elbo, *errors, coverage = vars(found).values()
-        table.add_row(name, f"{elbo:.1f}", *(f"{e:.3f}" for e in errors), f"{coverage:.1%}")
-    return table
+    headings = ("objective", "ELBO", "|β - β̂|", "|γ - γ̂|", "τ̂", "effects, RMSE", "in 90 %")
+    rows = [
+        [name, f"{elbo:.1f}", *(f"{e:.3f}" for e in errors), f"{coverage:.1%}"]
+        for name, elbo, *errors, coverage in (vars(found).values() for found in answers)
+    ]
+    title = f"{SITES} sites, {VISITS} visits; tau is {TAU}"
+    return text_table(title, headings, rows, pad_edge=False)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import jax
 from jax import Array
-from jaxtyping import Key, Shaped
+from jaxtyping import Bool, Key, Shaped
 
 from numpyro_backend._traces.runs import draw_prior
 from pyro_infovae._core.programs import Program
@@ -60,9 +60,18 @@ class Group:
         """The observed values in the same plates, by site name, a row per row of the latents."""
         return self.per_row(lambda run: data_of(self.names, run))
 
-    def with_data(self, data: dict[str, Shaped[Array, " rows *event"]]) -> Rows:
-        """The posterior's rows, and beside them data that are given for them."""
-        return replace(self.posterior, data=data)
+    def with_data(
+        self,
+        data: dict[str, Shaped[Array, " rows *event"]],
+        counts: Bool[Array, " rows"] | None = None,
+    ) -> Rows:
+        """The posterior's rows, and beside them data that are given for them.
+
+        Args:
+            data: the data.
+            counts: which of the rows count; None for all that the latents' masks leave.
+        """
+        return replace(self.posterior, data=data).counting(counts)
 
     def prior(self, draws: int = 1) -> Rows:
         """The rows drawn afresh from the model, ``draws`` times, given all other latents."""

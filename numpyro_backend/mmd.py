@@ -62,6 +62,7 @@ def mmd_squared_normal(
     x_weights: Float[Array, " n"] | None = None,
     y_weights: Float[Array, " m"] | None = None,
     batch_size: int | None = None,
+    num_data: int | None = None,
 ) -> Float[Array, ""]:
     """Return the mean of the unbiased estimator over draws from diagonal normals.
 
@@ -80,4 +81,5 @@ def mmd_squared_normal(
         x_weights=x_weights,
         y_weights=y_weights,
         batch_size=batch_size,
+        num_data=num_data,
     )

@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial, reduce
+from importlib.util import find_spec
 from typing import Any, TypeAlias
 
 import jax
@@ -21,9 +22,15 @@ from numpyro_backend._objectives.objective import Objective, TraceAnalyticKL_ELB
 from numpyro_backend._traces.recording import Recorder
 from numpyro_backend.groups import Group, Rows
 from pyro_infovae._core.evaluation import Evaluation
-from pyro_infovae._core.objectives import check_scalar, warn_of_counts
+from pyro_infovae._core.objectives import check_scalar, warn_of_counts, warn_of_enumeration
 from pyro_infovae._core.programs import Program
-from pyro_infovae._core.rows import Selection, groups_of, recorded, share_parents
+from pyro_infovae._core.rows import (
+    Selection,
+    drawn_not_enumerated,
+    groups_of,
+    recorded,
+    share_parents,
+)
 from pyro_infovae._core.sites import Run
 
 Regularizer: TypeAlias = Callable[[Rows], Array]
@@ -39,7 +46,7 @@ class PenalisedELBO(Objective):
     in nats, summed over the data set. A subclass supplies ``kl_weight`` and ``penalty``.
 
     Args:
-        sites: the latents, by name; None selects every reparameterised latent in plates.
+        sites: the latents, by name; None selects the reparameterised ones in plates of data.
         regularizer: a further penalty of the user's: a function of each group's
             :class:`~numpyro_backend.groups.Rows`, observed data included, to a scalar in nats.
         regularizer_weight: the factor on it.
@@ -51,6 +58,7 @@ class PenalisedELBO(Objective):
     Raises:
         ValueError: when both ``base`` and particle settings are given.
         NotImplementedError: for a base whose runs cannot be recorded.
+        ImportError: for ``TraceEnum_ELBO`` where funsor is not installed.
     """
 
     def __init__(
@@ -126,6 +134,8 @@ class PenalisedELBO(Objective):
                 kwargs,
             ),
         )
+        if marked := drawn_not_enumerated(runs):
+            warn_of_enumeration(marked)
         names = groups_of(runs)
 
         def penalties_of(runs: Run, rng_key: Key[Array, ""]) -> dict[str, Float[Array, ""]]:
@@ -188,10 +198,10 @@ def penalty_key(rng_key: Key[Array, ""], num_particles: int) -> Key[Array, ""]:
 
 def _check_can_be_recorded(base: ELBO) -> None:
     name = type(base).__name__
-    if isinstance(base, TraceEnum_ELBO):
-        raise NotImplementedError(
-            f"Expected a base ELBO that draws every latent; got {name}, which sums latents out: "
-            "use one such as TraceGraph_ELBO()"
+    if isinstance(base, TraceEnum_ELBO) and find_spec("funsor") is None:
+        raise ImportError(
+            f"Expected funsor, by which {name} sums latents out; it is not installed: "
+            "pip install 'pyro-infovae[enum]'"
         )
     for setting, default in (("multi_sample_guide", False), ("sum_sites", True)):
         if getattr(base, setting, default) is not default:

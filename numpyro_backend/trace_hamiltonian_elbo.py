@@ -34,7 +34,8 @@ from pyro_infovae._core.rows import Selection
 class TraceHamiltonian_ELBO(Objective):
     """The Hamiltonian VAE's evidence lower bound for any continuous model and guide.
 
-    A flow whose steps are too large diverges, and the loss or its gradient is not finite:
+    A row whose flow diverges, for its steps are too large, counts by the guide's own draw. Where
+    the loss or its gradient is not finite all the same,
     :meth:`SVI.stable_update <numpyro.infer.SVI.stable_update>` leaves such a step out
     (``svi.run(..., stable_update=True)``).
 
@@ -131,7 +132,7 @@ class TraceHamiltonian_ELBO(Objective):
         self._check_declared(param_map)
         likelihood, prior, _ = self.prefactors.logp
         weighted = SiteWeights(model, observed=likelihood, latent=prior)
-        refined = self._refine(model, guide, self.prefactors)
+        refined = self._refine(model, guide, self.prefactors, in_training=True)
 
         def single_particle(key: Key[Array, ""]) -> dict[str, Any]:
             stock = Trace_ELBO()
@@ -145,9 +146,16 @@ class TraceHamiltonian_ELBO(Objective):
         first = jax.tree.map(lambda leaf: leaf[0], particles["mutable_state"])
         return Evaluation(particles["loss"].mean(), mutable_state=first)
 
-    def _refine(self, model: Program, guide: Program, prefactors: objectives.Prefactors) -> Program:
+    def _refine(
+        self,
+        model: Program,
+        guide: Program,
+        prefactors: objectives.Prefactors,
+        *,
+        in_training: bool = False,
+    ) -> Program:
         refined = RefinedGuide(
-            unrecorded(model), unrecorded(guide), self.flow, self.sites, prefactors
+            unrecorded(model), unrecorded(guide), self.flow, self.sites, prefactors, in_training
         )
         return recorded_like(guide, refined)
 

@@ -17,9 +17,9 @@ from numpyro.infer.elbo import ELBO
 from numpyro_backend._arrays.negatives import SCORERS, bound_information, by_particle
 from numpyro_backend._objectives.critic_parameters import check_params, critic_parameters
 from numpyro_backend._objectives.model_with_critic import ModelWithCritic
-from numpyro_backend._traces.critic_data import DataSource, critic_data, only_group
+from numpyro_backend._traces.critic_data import DataSource, critic_rows, only_group
 from numpyro_backend.critics import Critic
-from numpyro_backend.groups import Group
+from numpyro_backend.groups import Group, Rows
 from numpyro_backend.mutual_information import Bound, get_bound
 from numpyro_backend.penalised_elbo import PenalisedELBO, Regularizer
 from pyro_infovae._core import objectives
@@ -140,7 +140,7 @@ class TraceInfoMax_ELBO(PenalisedELBO):
     def penalty(self, groups: list[Group]) -> Float[Array, ""]:
         """-N alpha Î in nats, with the gradient of -Î for the critic."""
         group = only_group(groups, caller=type(self).__name__)
-        rows = group.posterior
+        rows = self._rows(group)
         assert rows.batch_size is not None
         if rows.batch_size == 1:
             objectives.warn_of_single_row(type(self).__name__, group.names)
@@ -148,11 +148,11 @@ class TraceInfoMax_ELBO(PenalisedELBO):
         arrange = partial(by_particle, batch_size=rows.batch_size)
         self._warn_if_few(len(rows.values))
         weight = rows.num_data * self.alpha
-        inputs = self._inputs(group)
+        inputs = rows.data["x"], rows.values
         critic = self._checked_critic(group.params, inputs)
         x, z = (arrange(_scale_gradient(array, weight)) for array in inputs)
-        scores = SCORERS[self.negatives](group.rng_key, critic, x, z)
         weights = None if rows.weights is None else arrange(rows.weights)
+        scores = SCORERS[self.negatives](group.rng_key, critic, x, z, weights)
         information = bound_information(self.bound, scores, weights)
         surrogate = information.surrogate
         return stop_gradient(surrogate) - surrogate - weight * stop_gradient(information.estimate)
@@ -164,7 +164,11 @@ class TraceInfoMax_ELBO(PenalisedELBO):
     def _inputs(
         self, group: Group
     ) -> tuple[Shaped[Array, " rows *event"], Float[Array, "rows features"]]:
-        return critic_data(self.data, group, caller=type(self).__name__), group.posterior.values
+        rows = self._rows(group)
+        return rows.data["x"], rows.values
+
+    def _rows(self, group: Group) -> Rows:
+        return critic_rows(self.data, group, caller=type(self).__name__)
 
     def _checked_critic(self, params: dict[str, Any], inputs: tuple[Array, Array]) -> Critic:
         critic = self.bind_critic(params)

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from pyro_infovae._arrays.gathering import own_draws
@@ -81,9 +81,19 @@ class Group:
         """The number of rows of this rank."""
         return len(self._own_posterior.values)
 
-    def with_data(self, own_data: dict[str, Shaped[Tensor, " rows *event"]]) -> Rows:
-        """The posterior's rows, and beside them data that are given for the rows of this rank."""
-        return self._of_all_ranks(replace(self._own_posterior, data=own_data))
+    def with_data(
+        self,
+        own_data: dict[str, Shaped[Tensor, " rows *event"]],
+        own_counts: Bool[Tensor, " rows"] | None = None,
+    ) -> Rows:
+        """The posterior's rows, and beside them data that are given for the rows of this rank.
+
+        Args:
+            own_data: the data.
+            own_counts: which of the rows count; None for all that the latents' masks leave.
+        """
+        rows = replace(self._own_posterior, data=own_data)
+        return self._of_all_ranks(rows.counting(own_counts))
 
     def prior(self, draws: int = 1) -> Rows:
         """The rows drawn afresh from the model, ``draws`` times, given all other latents."""

@@ -61,6 +61,7 @@ def mmd_squared_normal(
     x_weights: Float[Tensor, " n"] | None = None,
     y_weights: Float[Tensor, " m"] | None = None,
     batch_size: int | None = None,
+    num_data: int | None = None,
 ) -> Float[Tensor, ""]:
     """Return the mean of the unbiased estimator over draws from diagonal normals.
 
@@ -79,4 +80,5 @@ def mmd_squared_normal(
         x_weights=x_weights,
         y_weights=y_weights,
         batch_size=batch_size,
+        num_data=num_data,
     )

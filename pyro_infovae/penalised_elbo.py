@@ -26,10 +26,11 @@ from torch import Tensor, nn
 
 from pyro_infovae._arrays.gathering import same_draws
 from pyro_infovae._core.evaluation import Evaluation
-from pyro_infovae._core.objectives import check_scalar
+from pyro_infovae._core.objectives import check_scalar, warn_of_enumeration
 from pyro_infovae._core.programs import Program
 from pyro_infovae._core.rows import (
     Selection,
+    drawn_not_enumerated,
     groups_of,
     particles_of,
     recorded,
@@ -60,7 +61,7 @@ class PenalisedELBO(Objective):
     in nats, summed over the data set. A subclass supplies ``kl_weight`` and ``penalty``.
 
     Args:
-        sites: the latents, by name; None selects every reparameterised latent in plates.
+        sites: the latents, by name; None selects the reparameterised ones in plates of data.
         regularizer: a further penalty of the user's: a function of each group's
             :class:`~pyro_infovae.groups.Rows`, observed data included, to a scalar in nats.
         regularizer_weight: the factor on it.
@@ -146,6 +147,8 @@ class PenalisedELBO(Objective):
             ),
         )
         runs = recorder.last(1 if self.base.vectorize_particles else self.base.num_particles)
+        if marked := drawn_not_enumerated(runs[0]):
+            warn_of_enumeration(marked)
         names = groups_of(runs[0])
         pooled = [runs]
         if any(share_parents(group, runs[0]) for group in names):

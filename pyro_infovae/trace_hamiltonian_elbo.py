@@ -12,22 +12,31 @@ import torch
 from pyro.infer import Trace_ELBO
 from pyro.infer.elbo import ELBOModule
 from pyro.poutine import Trace
+from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor, nn
 
+from pyro_infovae._arrays.checkpointing import trial
 from pyro_infovae._core import objectives
 from pyro_infovae._core.docstrings import documented
-from pyro_infovae._core.evaluation import Evaluation
+from pyro_infovae._core.evaluation import Evaluation, Flow
 from pyro_infovae._core.programs import Program, recorded_like, unrecorded
 from pyro_infovae._core.rows import Selection
 from pyro_infovae._objectives.flow_parameters import FlowParameters
 from pyro_infovae._objectives.objective import Objective, evaluate_traces
+from pyro_infovae._traces.enumeration import enumerated_elbo
+from pyro_infovae._traces.flow import is_enumerated
+from pyro_infovae._traces.recording import FLOWED, is_data
 from pyro_infovae._traces.refined_guide import RefinedGuide, SiteWeights
+from pyro_infovae._traces.runs import buffers_untouched
 from pyro_infovae.tempering import Tempering
 
 
 @documented(
     objectives.HAMILTONIAN,
-    stored="They are in the param store under\n        ``name``.",
+    stored=(
+        "They are in the param store under\n        ``name``; clearing it does not reset them, "
+        "for the objective holds them: to start\n        afresh make a new one."
+    ),
     named="the name of the learned values in the param store.",
     also_raised="",
 )
@@ -110,28 +119,72 @@ class TraceHamiltonian_ELBO(Objective, Trace_ELBO):
 
     def evaluate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Evaluation:
         """Run the guide, move its draw, score it there, and note which rows stayed finite."""
-        if self.vectorize_particles and self.max_plate_nesting == math.inf:
-            self._guess_max_plate_nesting(unrecorded(model), unrecorded(guide), args, kwargs)
+        if self.max_plate_nesting == math.inf:
+            with trial(), buffers_untouched():
+                self._guess_max_plate_nesting(unrecorded(model), unrecorded(guide), args, kwargs)
         likelihood, prior, _ = self.prefactors.logp
         weighted = SiteWeights(observed=likelihood, latent=prior)(model)
-        refined = self._refine(model, guide, self.prefactors)
+        refined = self._refine(model, guide, self.prefactors, in_training=True)
         traces = list(self._get_traces(weighted, refined, args, kwargs))
-        evaluation = evaluate_traces(traces, self.num_particles, analytic=lambda *_: False)
+        if any(is_enumerated(model_trace) for model_trace, _ in traces):
+            evaluation = _enumerated(traces, self.num_particles)
+        else:
+            evaluation = evaluate_traces(traces, self.num_particles, analytic=lambda *_: ())
         return replace(evaluation, finite=_finite_rows(traces))
 
-    def _refine(self, model: Program, guide: Program, prefactors: objectives.Prefactors) -> Program:
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
+        """The traces of both; what the model enumerates and the guide does not draw is summed."""
+        nesting = int(self.max_plate_nesting) + self.vectorize_particles
+        enumerated = EnumMessenger(first_available_dim=-1 - nesting)(model)
+        return super()._get_trace(enumerated, guide, args, kwargs)
+
+    def _refine(
+        self,
+        model: Program,
+        guide: Program,
+        prefactors: objectives.Prefactors,
+        *,
+        in_training: bool = False,
+    ) -> Program:
         refined = RefinedGuide(
-            unrecorded(model), unrecorded(guide), self.flow, self.sites, prefactors
+            unrecorded(model),
+            unrecorded(guide),
+            self.flow,
+            self.sites,
+            prefactors,
+            in_training,
+            self.max_plate_nesting,
         )
         return recorded_like(guide, refined)
 
 
-def _finite_rows(traces: list[tuple[Trace, Trace]]) -> dict[str, Tensor]:
-    """By site, whether the log density of each row is finite, particle after particle."""
-    rows: dict[str, list[Tensor]] = {}
-    for trace in (trace for pair in traces for trace in pair):
-        for name, site in trace.nodes.items():
-            if site["type"] == "sample":
-                finite = site["log_prob"].detach().isfinite()
-                rows.setdefault(name, []).append(finite.reshape(-1))
-    return {name: torch.cat(parts) for name, parts in rows.items()}
+def _enumerated(traces: list[tuple[Trace, Trace]], num_particles: int) -> Evaluation:
+    """The evaluation of runs whose models hold all values of some latents."""
+    total: Any = 0.0
+    for model, guide in traces:
+        guide.pack_tensors()
+        model.pack_tensors(guide.plate_to_symbol)
+        total = total + enumerated_elbo(model, guide)
+    return Evaluation(torch.as_tensor(-total / num_particles))
+
+
+def _finite_rows(traces: list[tuple[Trace, Trace]]) -> dict[Flow, dict[str, Tensor]]:
+    """By what has to be finite and by site, which rows are, particle after particle."""
+    rows: dict[Flow, dict[str, list[Tensor]]] = {}
+
+    def add(what: Flow, name: str, finite: Tensor) -> None:
+        rows.setdefault(what, {}).setdefault(name, []).append(finite.reshape(-1))
+
+    for model, guide in traces:
+        for name, site in {**guide.nodes, **model.nodes}.items():
+            if site["type"] != "sample":
+                continue
+            add("density", name, site["log_prob"].detach().isfinite())
+            if is_data(site):
+                add("data", name, site["value"].detach().isfinite())
+            for what, finite in site["infer"].get(FLOWED, {}).items():
+                add(what, name, finite)
+    return {
+        what: {name: torch.cat(parts) for name, parts in sites.items()}
+        for what, sites in rows.items()
+    }

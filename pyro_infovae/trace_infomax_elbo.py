@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyro_infovae._arrays.negatives import SCORERS, bound_information, by_particle
 from pyro_infovae._core import objectives
 from pyro_infovae._core.docstrings import documented
-from pyro_infovae._traces.critic_data import DataSource, critic_data, only_group
+from pyro_infovae._traces.critic_data import DataSource, critic_rows, only_group
 from pyro_infovae._traces.recording import is_number
 from pyro_infovae.groups import Group
 from pyro_infovae.mutual_information import Bound, get_bound
@@ -27,7 +27,8 @@ from pyro_infovae.penalised_elbo import PenalisedELBO, Regularizer
         "The critic's parameters are in the param store under ``name``, so one ``SVI`` trains\n"
         'everything. A per-parameter optimiser, which sees them as ``"critic.…"``, can give the\n'
         'critic a learning rate of its own: ``Adam(lambda name: {"lr": 1e-4 if\n'
-        'name.startswith("critic.") else 1e-3})``.'
+        'name.startswith("critic.") else 1e-3})``. Clearing the store does not reset them, for\n'
+        "the critic holds them: to start afresh make a new one."
     ),
     critic=(
         "a module from data (rows, \\*event) and codes (rows, features) to scores (rows,),\n"
@@ -105,8 +106,7 @@ class TraceInfoMax_ELBO(PenalisedELBO):
         """-N alpha Î in nats, with the gradient of -Î for the critic."""
         caller = type(self).__name__
         group = only_group(groups, caller=caller)
-        x = critic_data(self.data, group, caller=caller)
-        rows = group.with_data({"x": x})
+        rows = critic_rows(self.data, group, caller=caller)
         assert rows.batch_size is not None
         if rows.batch_size == 1:
             objectives.warn_of_single_row(caller, group.names)
@@ -120,8 +120,8 @@ class TraceInfoMax_ELBO(PenalisedELBO):
         self._warn_if_few(len(rows.values))
         weight = rows.num_data * self.alpha
         x, z = (arrange(_scale_gradient(each, weight)) for each in (rows.data["x"], rows.values))
-        scores = SCORERS[self.negatives](self._critic(), x[:, 0], z)
         weights = None if rows.weights is None else arrange(rows.weights)
+        scores = SCORERS[self.negatives](self._critic(), x[:, 0], z, weights)
         information = bound_information(self.bound, scores, weights)
         surrogate = information.surrogate
         return surrogate.detach() - surrogate - weight * information.estimate.detach()

@@ -87,7 +87,10 @@ class TraceMMD_ELBO(PenalisedELBO):
 
     def _group_penalty(self, group: Group) -> Tensor:
         rows = group.posterior
-        if self.estimator == "unbiased" and rows.batch_size == 1:
+        lacks_pairs = self.estimator == "unbiased" or (
+            self.estimator == "closed_form" and rows.num_data > 1
+        )
+        if rows.batch_size == 1 and lacks_pairs:
             objectives.warn_of_single_row(type(self).__name__, group.names)
             return rows.values.new_zeros(())
         return rows.num_data * self.mmd_weight * self._mmd_squared(group)
@@ -117,7 +120,8 @@ class TraceMMD_ELBO(PenalisedELBO):
             self.kernel,
             x_weights=q.weights,
             y_weights=p.weights,
-            batch_size=q.batch_size,
+            batch_size=q.batch_size or 1,
+            num_data=q.num_data,
         )
 
 

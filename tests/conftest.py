@@ -1,5 +1,6 @@
 """Every test starts from an empty param store, a fixed seed, float64, validation and no figure."""
 
+import os
 import sys
 from collections.abc import Iterator
 
@@ -7,10 +8,17 @@ import pyro
 import pytest
 import torch
 
+# Most of the time goes into compilations of small functions: XLA need not optimise them.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
+
 pytest.register_assert_rewrite(
     "tests.elbo_suite",
     "tests.objective_suites",
-    *(f"tests.{folder}" for folder in ("arrays", "objectives", "questions")),
+    *(f"tests.{folder}" for folder in ("arrays", "objectives", "questions", "wild")),
     *(f"tests.{half}" for half in ("pyro_infovae", "numpyro_backend")),
 )
 

@@ -186,7 +186,9 @@ class PenalisedSuite(ELBOSuite):
     @in_both("kind", ["trace", "graph", "renyi", "hamiltonian"], quick=["renyi"])
     def test_neutral_settings_reproduce_any_base(self, kind: str) -> None:
         takes_long = self.half.compiles or kind == "hamiltonian"
-        for name in ["masked"] if takes_long else PROGRAMS:
+        # Pyro's RenyiELBO is no bound on a minibatch, and refused there.
+        others = PROGRAMS.keys() - ({"subsampled"} if kind == "renyi" else set())
+        for name in ["masked"] if takes_long else sorted(others):
             pairs = [
                 (self.neutral(base=base_elbo(self.half, kind, **kw), sites=["z"]), stock)
                 for kw in self.particles(name)

@@ -104,10 +104,13 @@ def mmd_squared_normal(
     y_scale: Array,
     lengthscales: Sequence[float],
     *,
+    estimator: str = "unbiased",
     x_weights: Sequence[float] | None = None,
     y_weights: Sequence[float] | None = None,
     batch_size: int | None = None,
 ) -> float:
+    """With ``estimator="biased"`` it is that of two mixtures whose components are the rows."""
+
     def expected(loc_a: Array, scale_a: Array, loc_b: Array, scale_b: Array) -> float:
         return sum(expected_rbf(loc_a, scale_a, loc_b, scale_b, s) for s in lengthscales)
 
@@ -117,5 +120,6 @@ def mmd_squared_normal(
         lambda i, j: expected(x_loc[i], x_scale[i], y_loc[j], y_scale[j]),
         [1.0] * len(x_loc) if x_weights is None else x_weights,
         [1.0] * len(y_loc) if y_weights is None else y_weights,
+        estimator=estimator,
         batch_size=batch_size,
     )

@@ -52,12 +52,10 @@ def scoring(index: Any, **settings: Any) -> Callable[[Half], dict[str, Any]]:
     return lambda half: {"critic": half.critic(score, {"weight": np.ones(())}), **settings}
 
 
-ONE_ROW = partial(vae, batch=1)
-SINGLE_ROW = (
-    "has a single row: use a larger minibatch in its plate, more particles for a latent outside "
-    "plates, or other sites"
-)
+SINGLE_ROW = "has a single row, outside plates: set num_particles to 2 or more, or leave it out"
+NO_PLATE = "is in no plate: name it in sites, and set num_particles, to penalise its particles"
 NAME_THE_DATA = "pass data= one of them, or a function of the model's arguments"
+NO_DATA = "pass data= a function of the model's arguments, or choose latents by sites"
 
 MMD_PROGRAMS = {
     "unknown site": RefusedProgram(
@@ -80,21 +78,12 @@ MMD_PROGRAMS = {
         lone, f"TraceMMD_ELBO: sites names 'theta', which {SINGLE_ROW}", named(sites=["theta"])
     ),
     "lone": RefusedProgram(
-        lone, f"TraceMMD_ELBO: no latent is left to penalise: 'theta' {SINGLE_ROW}"
+        lone, f"TraceMMD_ELBO: no latent is left to penalise: 'theta' {NO_PLATE}"
     ),
     "lone, particles": RefusedProgram(
         lone,
-        "TraceMMD_ELBO: no latent is left to penalise: 'theta' is in no plate of several rows: "
-        "name it in sites to penalise its particles",
+        f"TraceMMD_ELBO: no latent is left to penalise: 'theta' {NO_PLATE}",
         named(num_particles=4),
-    ),
-    "one row": RefusedProgram(
-        ONE_ROW, f"TraceMMD_ELBO: no latent is left to penalise: 'z' {SINGLE_ROW}"
-    ),
-    "one row, particles": RefusedProgram(
-        ONE_ROW,
-        f"TraceMMD_ELBO: sites names 'z', which {SINGLE_ROW}",
-        named(num_particles=4, sites=["z"]),
     ),
     "closed form, joint": RefusedProgram(
         two_latents,
@@ -135,12 +124,12 @@ MMD_PROGRAMS = {
 INFOMAX_PROGRAMS = {
     "several stacks of plates": RefusedProgram(
         nested,
-        "TraceInfoMax_ELBO: the latents [['outer'], ['z']] are in different plates, and a critic "
-        "sees one row of each: choose by sites",
+        "TraceInfoMax_ELBO: the latents [['outer'], ['z']] are in different plates or under "
+        "different masks, and a critic sees one row of each: choose by sites",
     ),
     "outside plates": RefusedProgram(
         lone,
-        "TraceInfoMax_ELBO: the latents ['theta'] are in no plate of several data, so there is no "
+        "TraceInfoMax_ELBO: the latents ['theta'] are in no plate of data, so there is no "
         "datum that they could tell of: choose by sites",
         named(sites=["theta"], num_particles=4),
     ),
@@ -163,13 +152,13 @@ INFOMAX_PROGRAMS = {
     ),
     "none observed": RefusedProgram(
         partial(one_latent, observed=()),
-        "TraceInfoMax_ELBO: Expected one observed site in the plates of ['z']; got []: "
-        f"{NAME_THE_DATA}",
+        "TraceInfoMax_ELBO: Expected one observed site in the plates of ['z']; got none: "
+        f"{NO_DATA}",
     ),
     "observed in other plates": RefusedProgram(
         nested,
-        "TraceInfoMax_ELBO: Expected one observed site in the plates of ['outer']; got []: "
-        f"{NAME_THE_DATA}",
+        "TraceInfoMax_ELBO: Expected one observed site in the plates of ['outer']; got none: "
+        f"{NO_DATA}",
         named(sites="outer"),
     ),
     "function of another shape": RefusedProgram(
@@ -183,9 +172,6 @@ INFOMAX_PROGRAMS = {
         "Expected data(*args) of shape (12, *event), as the plates of ['z'], or of their full "
         "size; got ()",
         lambda half: {"data": lambda x: half.xp.asarray(0.5)},
-    ),
-    "one row": RefusedProgram(
-        ONE_ROW, f"TraceInfoMax_ELBO: no latent is left to penalise: 'z' {SINGLE_ROW}"
     ),
     "column": RefusedProgram(
         vae,

@@ -1,7 +1,6 @@
 """What the demo asks of Pyro or NumPyro, in plain arrays: it works alike with either."""
 
 import importlib
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +8,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+from halves import Trained
 
 NAMES = ("pyro", "numpyro")
 
@@ -25,10 +26,10 @@ class Setting:
         pixels: Number of pixels of an image.
         levels: The greatest count a pixel can have.
         latent_dim: Number of dimensions of the code.
-        autoregressive: Whether the decoder sees the pixels before the one it predicts.
         learning_rate: The optimiser's.
         seed: Fixes initial weights and noise.
-        device: Where model and guide live, or None for the backend's default.
+        autoregressive: Whether the decoder sees the pixels before the one it predicts.
+        device: Where model and guide live with Pyro, or None for its default.
         optimiser: `adam` or, where steps are captured, `adamax`.
         compiled: Whether Pyro's steps are captured and replayed; JAX compiles its own anyway.
     """
@@ -36,23 +37,23 @@ class Setting:
     pixels: int
     levels: int
     latent_dim: int
-    autoregressive: bool
     learning_rate: float
     seed: int
-    device: str | None
+    autoregressive: bool = False
+    device: str | None = None
     optimiser: str = "adam"
     compiled: bool = False
 
 
-class Training(ABC):
+class Training(Trained, ABC):
     """A model, a guide and an objective that trains them. Images are of shape (n, pixels).
 
     Attributes:
-        objective: The loss that is descended.
+        vae: Holds model and guide.
         images: All training images, as the backend has them.
     """
 
-    objective: Any
+    vae: Any
     images: Any
 
     def epoch(self, minibatches: Sequence[np.ndarray]) -> float:
@@ -62,20 +63,17 @@ class Training(ABC):
 
     def log_evidence(self, images: np.ndarray, *, num_samples: int, after_flow: bool = True) -> Any:
         """Estimates of log p(x), from the guide, after its flow where it has one."""
-        flow = getattr(self.objective, "base", self.objective)
-        refines = after_flow and hasattr(flow, "refine")
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # the table says it
-            return self.ask(
-                "log_evidence", images, num_samples=num_samples, elbo=flow if refines else None
-            )
+        given = self.all_of(images)
+        return self.evidence(*given, num_samples=num_samples, after_flow=after_flow)
 
     def information(self, images: np.ndarray) -> float:
         """The mutual information of these images and their codes, in nats."""
-        return float(self.ask("aggregated_posterior", images).mutual_information)
+        question = self.diagnostics.aggregated_posterior
+        return float(self.ask(question, *self.all_of(images)).mutual_information)
 
     @abstractmethod
-    def ask(self, question: str, images: np.ndarray, **options: Any) -> Any:
-        """What a function of the backend's `diagnostics` says of model and guide."""
+    def all_of(self, images: np.ndarray) -> tuple[Any, Any]:
+        """The images and the numbers of all their rows, as the backend has them."""
 
     @abstractmethod
     def step(self, images: Any, rows: np.ndarray) -> Any:

@@ -1,7 +1,6 @@
 """Images of handwritten digits or clothes, as counts that a discrete likelihood can score."""
 
 import gzip
-import importlib.util
 import math
 import socket
 import warnings
@@ -167,12 +166,10 @@ def _find(path: Path) -> Path | None:
 
 
 def _fetch(name: str) -> tuple[Arrays, Arrays]:
-    # scikit-learn's quick parser needs pandas, which nothing else here does.
-    parser = "auto" if importlib.util.find_spec("pandas") else "liac-arff"
     try:
         with warnings.catch_warnings(action="ignore"), _network_timeout(seconds=30.0):
             flat, labels = fetch_openml(
-                OPENML_NAMES[name], version=1, return_X_y=True, as_frame=False, parser=parser
+                OPENML_NAMES[name], version=1, return_X_y=True, as_frame=False
             )
     except (OSError, ValueError, HTTPException) as error:
         raise DataError(

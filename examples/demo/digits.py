@@ -13,15 +13,7 @@ BATCH_SIZE = 128
 
 def digits_setting(seed: int) -> Setting:
     """What a training on the digits has to know."""
-    return Setting(
-        pixels=PIXELS,
-        levels=LEVELS,
-        latent_dim=LATENT_DIM,
-        autoregressive=False,
-        learning_rate=1e-3,
-        seed=seed,
-        device=None,
-    )
+    return Setting(PIXELS, LEVELS, LATENT_DIM, learning_rate=1e-3, seed=seed)
 
 
 def training_parser(

@@ -5,12 +5,12 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import pandas as pd
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from demo.evaluation import ACTIVE, IMPORTANCE_SAMPLES, NEIGHBOURS
 from demo.results import Result, by_objective
+from demo.tables import text_table
 
 MEASURES = {
     "loss": ("loss", "{:.2f}"),
@@ -50,21 +50,13 @@ def table(results: Sequence[Result], *, title: str, width: int) -> Table:
 
     Where a cell's mean and deviation do not fit side by side, they are put below one another.
     """
-    names, rows = list(by_objective(results)), summary(results)
-    side_by_side = _table(title, names, rows)
+    headings, rows = ["", *by_objective(results)], summary(results)
+    style = {"pad_edge": False, "collapse_padding": True}
+    side_by_side = text_table(title, headings, rows, **style)
     if Console(width=_UNBOUNDED).measure(side_by_side).maximum <= width:
         return side_by_side
-    return _table(title, names, [[cell.replace(" ±", "\n±") for cell in row] for row in rows])
-
-
-def _table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("", no_wrap=True)
-    for name in names:
-        table.add_column(name, justify="right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
+    below = ([cell.replace(" ±", "\n±") for cell in row] for row in rows)
+    return text_table(title, headings, below, **style)
 
 
 def summary(results: Sequence[Result]) -> list[list[str]]:

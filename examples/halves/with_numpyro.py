@@ -1,7 +1,6 @@
 """NumPyro by names that `with_pyro` has too: programs written with them run with either."""
 
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -12,21 +11,18 @@ import numpy as np
 import numpyro
 from jax import Array
 from numpyro import handlers
-from numpyro.infer import MCMC, NUTS
-from numpyro.infer import Trace_ELBO as Trace_ELBO
-from numpyro.infer import TraceMeanField_ELBO as TraceMeanField_ELBO
-from numpyro.infer.autoguide import AutoNormal as AutoNormal
+from numpyro.infer import MCMC, NUTS, Trace_ELBO, TraceMeanField_ELBO
+from numpyro.infer.autoguide import AutoNormal
 from numpyro.infer.elbo import ELBO
-from numpyro.infer.initialization import init_to_value as init_to_value
+from numpyro.infer.initialization import init_to_value
 from numpyro.optim import Adam, ClippedAdam, RMSProp
 
-from numpyro_backend import SVI, TraceHamiltonian_ELBO
-from numpyro_backend import TraceMMD_ELBO as TraceMMD_ELBO
-from numpyro_backend.diagnostics import log_evidence
-
-Program = Callable[[], Any]
+from halves import Program, Trained, numbers
+from numpyro_backend import SVI, TraceHamiltonian_ELBO, TraceMMD_ELBO, diagnostics
+from numpyro_backend.inference_data import to_inference_data
 
 ppl, dist, xp = numpyro, numpyro.distributions, jnp
+deterministic = numpyro.deterministic
 adam = Adam
 
 
@@ -57,24 +53,24 @@ def rms_prop(learning_rate: float, decay: float) -> Any:
     return RMSProp(learning_rate, gamma=decay)
 
 
-class Fitting:
-    """A model and a guide, without arguments, that an objective trains.
+class Fitting(Trained):
+    """A training; `args` are those of model and guide, to declare the parameters with."""
 
-    Args:
-        model: The model.
-        guide: The guide.
-        objective: The loss.
-        optimiser: Made by a function of this module.
-        seed: Of all randomness.
-    """
+    diagnostics = diagnostics
 
     def __init__(
-        self, model: Program, guide: Program, objective: ELBO, optimiser: Any, *, seed: int
+        self,
+        model: Program,
+        guide: Program,
+        objective: ELBO,
+        optimiser: Any,
+        *args: Any,
+        seed: int,
     ) -> None:
         self.model, self.guide, self.objective = model, guide, objective
         self.svi = SVI(model, guide, optimiser, loss=objective)
         self.key, init_key = jax.random.split(jax.random.key(seed))
-        self.state = self.svi.init(init_key)
+        self.state = self.svi.init(init_key, *args)
         self._update = jax.jit(self.svi.stable_update)
         self._advance = jax.jit(partial(_advance, self.svi))
 
@@ -82,9 +78,9 @@ class Fitting:
         """Take some steps."""
         self.state = self._advance(self.state, steps)
 
-    def step(self) -> Any:
+    def step(self, *args: Any) -> Any:
         """Take one, and tell the loss."""
-        self.state, loss = self._update(self.state)
+        self.state, loss = self._update(self.state, *args)
         return loss
 
     @property
@@ -94,37 +90,23 @@ class Fitting:
 
     def param(self, name: str) -> np.ndarray:
         """What a parameter is now."""
-        return np.asarray(self.params[name], float)
+        return numbers(self.params[name])
 
-    @property
-    def beta_0(self) -> float:
-        """The first inverse temperature of the objective's flow, or 1 if it has none."""
-        return float(self.params.get("hamiltonian.beta_0", 1.0))
+    def ask(self, question: Any, *args: Any, **options: Any) -> Any:
+        """What a function of the half says, of what is learned by now."""
+        return super().ask(partial(question, self.next_key(), self.params), *args, **options)
 
-    def log_weights(
-        self, count: int, *, model: Program | None = None, guide: Program | None = None
-    ) -> np.ndarray:
-        """Log importance weights of draws: by default of the trained guide after its flow."""
-        flows = guide is None and isinstance(self.objective, TraceHamiltonian_ELBO)
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # the tables say it
-            evidence = log_evidence(
-                self.next_key(),
-                self.params,
-                model or self.model,
-                guide or self.guide,
-                num_samples=count,
-                elbo=self.objective if flows else None,
-            )
-        return np.asarray(evidence.log_weights, float)
+    def learned_flow(self) -> Any:
+        """What the flow has learned."""
+        with handlers.substitute(data=self.params):
+            return super().learned_flow()
 
     def draws(self, count: int) -> dict[str, np.ndarray]:
         """Draws of the trained guide, after its flow."""
-        flows = isinstance(self.objective, TraceHamiltonian_ELBO)
-        guide = self.objective.refine(self.model, self.guide) if flows else self.guide
+        guide = self.flow.refine(self.model, self.guide) if self.flow else self.guide
         fixed = handlers.substitute(guide, data=self.params)
         draw = jax.vmap(lambda key: handlers.seed(fixed, key)())
-        drawn = jax.jit(draw)(jax.random.split(self.next_key(), count))
-        return {site: np.asarray(values) for site, values in drawn.items()}
+        return jax.device_get(jax.jit(draw)(jax.random.split(self.next_key(), count)))
 
     def next_key(self) -> Array:
         """A key that was not used yet."""
@@ -132,11 +114,14 @@ class Fitting:
         return key
 
 
-def chain(model: Program, count: int, *, seed: int) -> dict[str, np.ndarray]:
-    """Draws of NUTS, after half as many that adapt it."""
-    mcmc = MCMC(NUTS(model), num_warmup=count // 2, num_samples=count, progress_bar=False)
+def chain(
+    model: Program, count: int, *, warmup: int, accept: float, seed: int, quiet: bool = True
+) -> MCMC:
+    """A chain of NUTS, adapted to an acceptance probability."""
+    kernel = NUTS(model, target_accept_prob=accept)
+    mcmc = MCMC(kernel, num_warmup=warmup, num_samples=count, progress_bar=not quiet)
     mcmc.run(jax.random.key(seed))
-    return {site: np.asarray(values) for site, values in mcmc.get_samples().items()}
+    return mcmc
 
 
 def _advance(svi: SVI, state: Any, steps: int) -> Any:

@@ -1,7 +1,6 @@
 """Pyro by names that `with_numpyro` has too: programs written with them run with either."""
 
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -10,22 +9,19 @@ import numpy as np
 import pyro
 import pyro.distributions
 import torch
-from pyro.infer import ELBO, MCMC, NUTS
-from pyro.infer import Trace_ELBO as Trace_ELBO
-from pyro.infer import TraceMeanField_ELBO as TraceMeanField_ELBO
-from pyro.infer.autoguide import AutoNormal as AutoNormal
-from pyro.infer.autoguide.initialization import init_to_value as init_to_value
+from pyro.infer import ELBO, MCMC, NUTS, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide.initialization import init_to_value
 from pyro.optim import ClippedAdam
 from torch import Tensor
 
-from pyro_infovae import TraceHamiltonian_ELBO
-from pyro_infovae import TraceMMD_ELBO as TraceMMD_ELBO
+from halves import Program, Trained, numbers
+from pyro_infovae import TraceHamiltonian_ELBO, TraceMMD_ELBO, diagnostics
 from pyro_infovae.compile import CompiledSVI
-from pyro_infovae.diagnostics import log_evidence
-
-Program = Callable[[], Any]
+from pyro_infovae.inference_data import to_inference_data
 
 ppl, dist, xp = pyro, pyro.distributions, torch
+deterministic = partial(pyro.deterministic, event_dim=0)
 
 
 @contextmanager
@@ -65,8 +61,8 @@ def rms_prop(learning_rate: float, decay: float) -> Any:
     return partial(torch.optim.RMSprop, lr=learning_rate, alpha=decay)
 
 
-class Fitting:
-    """A model and a guide, without arguments, that an objective trains.
+class Fitting(Trained):
+    """A training of a model and a guide without arguments.
 
     Args:
         model: The model.
@@ -75,6 +71,8 @@ class Fitting:
         optimiser: Made by a function of this module.
         seed: Of all randomness.
     """
+
+    diagnostics = diagnostics
 
     def __init__(
         self, model: Program, guide: Program, objective: ELBO, optimiser: Any, *, seed: int
@@ -96,42 +94,22 @@ class Fitting:
 
     def param(self, name: str) -> np.ndarray:
         """What a parameter is now."""
-        return pyro.param(name).detach().double().cpu().numpy().copy()
-
-    @property
-    def beta_0(self) -> float:
-        """The first inverse temperature of the objective's flow, or 1 if it has none."""
-        elbo = self.objective
-        flows = isinstance(elbo, TraceHamiltonian_ELBO)
-        return float(elbo.flow().inverse_temperatures[0].detach()) if flows else 1.0
-
-    def log_weights(
-        self, count: int, *, model: Program | None = None, guide: Program | None = None
-    ) -> np.ndarray:
-        """Log importance weights of draws: by default of the trained guide after its flow."""
-        flows = guide is None and isinstance(self.objective, TraceHamiltonian_ELBO)
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # the tables say it
-            evidence = log_evidence(
-                model or self.model,
-                guide or self.guide,
-                num_samples=count,
-                elbo=self.objective if flows else None,
-            )
-        return evidence.log_weights.double().cpu().numpy()
+        return numbers(pyro.param(name))
 
     @torch.no_grad()
     def draws(self, count: int) -> dict[str, np.ndarray]:
         """Draws of the trained guide, after its flow."""
-        flows = isinstance(self.objective, TraceHamiltonian_ELBO)
-        guide = self.objective.refine(self.model, self.guide) if flows else self.guide
+        guide = self.flow.refine(self.model, self.guide) if self.flow else self.guide
         with pyro.plate("draws", count, dim=-1):
             return {site: values.cpu().numpy() for site, values in guide().items()}
 
 
-def chain(model: Program, count: int, *, seed: int) -> dict[str, np.ndarray]:
-    """Draws of NUTS, after half as many that adapt it."""
+def chain(
+    model: Program, count: int, *, warmup: int, accept: float, seed: int, quiet: bool = True
+) -> MCMC:
+    """A chain of NUTS, adapted to an acceptance probability."""
     pyro.set_rng_seed(seed)
-    kernel = NUTS(model, jit_compile=True, ignore_jit_warnings=True)
-    mcmc = MCMC(kernel, num_samples=count, warmup_steps=count // 2, disable_progbar=True)
+    kernel = NUTS(model, target_accept_prob=accept, jit_compile=True, ignore_jit_warnings=True)
+    mcmc = MCMC(kernel, num_samples=count, warmup_steps=warmup, disable_progbar=quiet)
     mcmc.run()
-    return {site: values.numpy() for site, values in mcmc.get_samples().items()}
+    return mcmc

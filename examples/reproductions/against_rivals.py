@@ -13,17 +13,8 @@ from functools import partial
 from reproduction.options import parse
 from reproduction.results import Results
 from reproduction.runs import measure_all
-from rival_objectives import autoencoders, figures, posteriors, tables
-from rival_objectives.measures import (
-    NEEDS,
-    Plan,
-    autoencoder_settings,
-    measure_autoencoder,
-    measure_chain,
-    measure_posterior,
-    missing,
-    posterior_settings,
-)
+from rival_objectives import autoencoders, figures, measures, posteriors, tables
+from rival_objectives.measures import Plan, measure_autoencoder, measure_chain, measure_posterior
 
 NAME = "against_rivals"
 CHECK = Plan(
@@ -54,18 +45,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.device != "cpu":
         sys.exit(f"{NAME}.py: error: argument --device: Expected cpu; got {options.device}")
     plan = options.pick(check=CHECK, quick=QUICK, full=FULL)
-    measures = (
+    measure_each = (
         partial(measure, backend=options.backend, plan=plan)
         for measure in (measure_posterior, measure_chain, measure_autoencoder)
     )
     settings = (
-        posterior_settings(plan),
+        measures.posterior_settings(plan),
         [{"chain_of": "logistic"}],
-        autoencoder_settings(plan, options.backend),
+        measures.autoencoder_settings(plan, options.backend),
     )
     fits, chain, trainings = (
         measure_all(measure, some, options)
-        for measure, some in zip(measures, settings, strict=True)
+        for measure, some in zip(measure_each, settings, strict=True)
     )
     results = Results(NAME, options, ["numpyro", "pyro-ppl", "pythae"])
     of_posteriors = tables.posteriors(tables.posterior_runs(fits, chain))
@@ -73,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     results.figure("posteriors", figures.posteriors(found))
     found = results.table("autoencoders", tables.autoencoders(trainings))
     results.figure("autoencoders", figures.autoencoders(found))
-    for rival in missing():
-        print(f"{rival} is left out: {NEEDS[rival]} is not installed")
+    for rival in measures.missing():
+        print(f"{rival} is left out: {measures.NEEDS[rival]} is not installed")
     print(f"Saved {results.folder}")
     return 0
 

@@ -16,10 +16,10 @@ from functools import partial
 
 from hvae_images_parts.data import DataError, load
 from hvae_images_parts.figures import comparison
-from hvae_images_parts.measure import measure, tabulate
-from hvae_images_parts.methods import METHODS, VAE, Net, Setting
+from hvae_images_parts.measure import MEASURES, measure
+from hvae_images_parts.methods import METHODS, VAE, Net
 from reproduction.options import parse
-from reproduction.results import Results
+from reproduction.results import Results, mean_and_spread
 from reproduction.runs import measure_all
 
 NAME = "hvae_images"
@@ -32,12 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train every method from every seed, and write table and figure."""
     options = parse(NAME, __doc__, argv, data_dir="folder with MNIST's IDX files, gzipped or not")
     every = tuple(METHODS)
-    setting = Setting(
-        data_dir=options.data_dir,
+    methods = options.pick(check=CHECKED, quick=every, full=every)
+    images = partial(
+        load,
+        options.data_dir,
         pooled=options.pick(check=4, quick=2, full=1),
         num_test=options.pick(check=20, quick=300, full=10_000),
+    )
+    run = partial(
+        measure,
+        load=images,
+        methods=methods,
         net=options.pick(check=Net(2, 4), quick=DENSE, full=CONVOLUTIONAL),
-        methods=options.pick(check=CHECKED, quick=every, full=every),
         gradients=options.pick(check=132, quick=13_200, full=2_750_000),
         learning_rate=options.pick(check=2e-3, quick=2e-3, full=5e-4),
         draws=options.pick(check=10, quick=200, full=1000),
@@ -45,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         device=options.device,
     )
     try:
-        load(setting.data_dir, pooled=setting.pooled, num_test=setting.num_test)
+        images()
     except DataError as error:
         print(f"{NAME}.py: error: {error}", file=sys.stderr)
         return 2
@@ -53,11 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = [
         {"images": kind, "seed": seed, "method": method}
         for seed in range(options.pick(check=2, quick=3, full=3))
-        for method in setting.methods
+        for method in methods
     ]
     results = Results(NAME, options, ["scikit-learn"])
-    runs_of_all = measure_all(partial(measure, setting=setting), runs, options)
-    table = results.table("table", tabulate(runs_of_all))
+    by = ["method", "gradients", "steps"]
+    found = mean_and_spread(measure_all(run, runs, options), by, MEASURES)
+    table = results.table("table", found)
     results.figure("nll", comparison(table))
     print(f"Saved {results.folder}")
     return 0

@@ -17,17 +17,9 @@ import pandas as pd
 from joblib import Parallel, delayed
 
 from info_vaes.images import DATA_DIR_HELP, DataError, folder, load_images
+from infovae_parts import measuring
 from infovae_parts.figures import codes_figure, sizes_figure, two_points_figure
-from infovae_parts.measuring import (
-    PICTURES_OBJECTIVES,
-    SIZES,
-    SIZES_OBJECTIVES,
-    TWO_POINTS,
-    Pictures,
-    measure_size,
-    measure_two_points,
-    picture,
-)
+from infovae_parts.measuring import Pictures
 from infovae_parts.two_points import OBJECTIVES
 from reproduction.options import Options, parse
 from reproduction.results import Results, cell, mean_and_spread
@@ -40,33 +32,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train on two points, on few and more images, and for pictures; the exit status is 0."""
     options = parse(NAME, __doc__, argv, data_dir=DATA_DIR_HELP)
     try:
-        check_images(options)
+        available = len(load_images(folder(options), seed=0).train_images)
+        if available < max(training_sizes(options)):
+            raise DataError(
+                f"Expected at least {max(training_sizes(options))} training images; got {available}"
+            )
     except DataError as error:
         print(f"{NAME}.py: error: {error}", file=sys.stderr)
         return 2
     results = Results(NAME, options, ["scikit-learn"])
-    points = mean_and_spread(two_points(options), ["objective", "step"], TWO_POINTS)
+    points = mean_and_spread(two_points(options), ["objective", "step"], measuring.TWO_POINTS)
     results.figure("two_points", two_points_figure(results.table("two_points", points)))
-    by_size = mean_and_spread(sizes(options), ["objective", "size"], SIZES)
+    by_size = mean_and_spread(sizes(options), ["objective", "size"], measuring.SIZES)
     results.figure("sizes", sizes_figure(results.table("sizes", by_size)))
     taken, codes = pictures(options)
     results.table("codes", codes.set_index("objective").map(cell))
     results.figure(f"codes_{options.backend}", codes_figure(taken))
     print(f"Saved {results.folder}")
     return 0
-
-
-def check_images(options: Options) -> None:
-    """Refuse too few images.
-
-    Raises:
-        DataError: saying how many are needed.
-    """
-    available = len(load_images(folder(options), seed=0).train_images)
-    if available < max(training_sizes(options)):
-        raise DataError(
-            f"Expected at least {max(training_sizes(options))} training images; got {available}"
-        )
 
 
 def two_points(options: Options) -> pd.DataFrame:
@@ -76,12 +59,12 @@ def two_points(options: Options) -> pd.DataFrame:
         {**_where(options), "objective": objective, "seed": seed, "steps": steps}
         for seed, objective in product(range(options.pick(check=1, quick=3, full=5)), OBJECTIVES)
     ]
-    return measure_all(measure_two_points, settings, options)
+    return measure_all(measuring.measure_two_points, settings, options)
 
 
 def sizes(options: Options) -> pd.DataFrame:
     """The trainings on few and on more images."""
-    every = tuple(SIZES_OBJECTIVES)
+    every = tuple(measuring.SIZES_OBJECTIVES)
     objectives = options.pick(check=("elbo", "mmd"), quick=every, full=every)
     settings = [
         {
@@ -97,7 +80,7 @@ def sizes(options: Options) -> pd.DataFrame:
             range(options.pick(check=1, quick=3, full=5)), training_sizes(options), objectives
         )
     ]
-    return measure_all(measure_size, settings, options)
+    return measure_all(measuring.measure_size, settings, options)
 
 
 def training_sizes(options: Options) -> tuple[int, ...]:
@@ -111,11 +94,11 @@ def training_sizes(options: Options) -> tuple[int, ...]:
 
 def pictures(options: Options) -> tuple[dict[str, Pictures], pd.DataFrame]:
     """The 2-D codes, which are not kept, and what they are worth."""
-    every = tuple(PICTURES_OBJECTIVES)
+    every = tuple(measuring.PICTURES_OBJECTIVES)
     objectives = options.pick(check=every[-1:], quick=every, full=every)
     steps = options.pick(check=5, quick=2000, full=50_000)
     found: list[tuple[Pictures, dict[str, Value]]] = Parallel(n_jobs=options.jobs)(
-        delayed(picture)(
+        delayed(measuring.picture)(
             objective, **_where(options), data_dir=folder(options), steps=steps, seed=0
         )
         for objective in objectives

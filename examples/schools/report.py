@@ -8,9 +8,11 @@ import arviz
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from rich.box import SIMPLE_HEAD
+from arviz.sel_utils import xarray_var_iter
 from rich.table import Table
 from scipy.stats import wasserstein_distance
+
+from demo.tables import text_table
 
 PARAMETERS = ("mu", "tau", "theta")
 TRUTH = "NUTS"
@@ -56,27 +58,26 @@ def leave_one_out(posteriors: Mapping[str, Any]) -> pd.DataFrame:
 
 def marginals_table(found: pd.DataFrame) -> Table:
     """A row per parameter, a column per posterior."""
-    table = Table(title="Posterior mean ± sd, and Wasserstein distance to NUTS", box=SIMPLE_HEAD)
-    table.add_column("")
-    for name in found["posterior"].unique():
-        table.add_column(name, justify="right")
-    for parameter, rows in found.groupby("parameter", sort=False):
-        cells = [
-            f"{m.mean:.2f} ± {m.sd:.2f}" + (f"  {m.distance:.2f}" if m.posterior != TRUTH else "")
-            for m in rows.itertuples()
-        ]
-        table.add_row(parameter, *cells)
-    return table
+    title = "Posterior mean ± sd, and Wasserstein distance to NUTS"
+    cells = [
+        f"{m.mean:.2f} ± {m.sd:.2f}" + (f"  {m.distance:.2f}" if m.posterior != TRUTH else "")
+        for m in found.itertuples()
+    ]
+    rows = [
+        [name, *row]
+        for name, row in found.assign(cell=cells).groupby("parameter", sort=False)["cell"]
+    ]
+    return text_table(title, ["", *found["posterior"].unique()], rows)
 
 
 def leave_one_out_table(found: pd.DataFrame) -> Table:
     """A row per posterior."""
-    table = Table(title="Leave one school out", box=SIMPLE_HEAD)
-    for heading in ("", "elpd (nats)", "se", "p_loo", f"k̂ > {RELIABLE_PARETO_K}"):
-        table.add_column(heading, justify="right" if heading else "left")
-    for name, *numbers, unreliable in found.itertuples(index=False):
-        table.add_row(name, *(f"{number:.2f}" for number in numbers), f"{unreliable} of 8")
-    return table
+    headings = ("", "elpd (nats)", "se", "p_loo", f"k̂ > {RELIABLE_PARETO_K}")
+    rows = [
+        [name, *(f"{number:.2f}" for number in numbers), f"{unreliable} of 8"]
+        for name, *numbers, unreliable in found.itertuples(index=False)
+    ]
+    return text_table("Leave one school out", headings, rows)
 
 
 def save(
@@ -109,11 +110,8 @@ def save(
 
 def draws_of(data: Any) -> dict[str, np.ndarray]:
     """The draws of every parameter, by its name, and the school's number if it has one."""
-    draws = {}
-    for name in PARAMETERS:
-        values = np.concatenate(data.posterior[name].values)
-        if values.ndim == 1:
-            draws[name] = values
-        else:
-            draws |= {f"{name}[{i}]": column for i, column in enumerate(values.T)}
-    return draws
+    found = xarray_var_iter(data.posterior, PARAMETERS, combined=True)
+    return {
+        name + "".join(f"[{i}]" for i in index.values()): values.ravel()
+        for name, _, index, values in found
+    }

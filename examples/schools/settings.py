@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 LEARNING_RATE = 0.1
+PARTICLES = 8
 
 
 @dataclass(frozen=True)

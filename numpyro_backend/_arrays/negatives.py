@@ -13,10 +13,13 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int, Key, Shaped
+from jaxtyping import Bool, Float, Int, Key, Shaped
 
 from numpyro_backend.critics import Critic, check_scores, is_projecting, score_all_pairs
 from numpyro_backend.mutual_information import Bound, MutualInformationEstimate
+
+LARGE = 2**31 - 1
+"""So large that its remainders by a number of data are all but equally likely."""
 
 
 class PairScores(NamedTuple):
@@ -27,7 +30,7 @@ class PairScores(NamedTuple):
     others: Int[Array, "particles data negatives"]
 
 
-Scorer: TypeAlias = Callable[[Array, Critic, Array, Array], PairScores]
+Scorer: TypeAlias = Callable[[Array, Critic, Array, Array, Array | None], PairScores]
 
 
 def score_shifted(
@@ -35,11 +38,18 @@ def score_shifted(
     critic: Critic,
     x: Shaped[Array, " particles data *event"],
     z: Float[Array, "particles data features"],
+    weights: Float[Array, "particles data"] | None = None,
 ) -> PairScores:
-    """Scores against the codes rolled by a random offset, so that no datum meets its own."""
+    """Scores against the codes rolled by a random offset, so that no datum meets its own.
+
+    Data of weight 0 are left out of the roll.
+    """
     particles, batch_size = z.shape[:2]
-    offset = jax.random.randint(rng_key, (particles, 1), 1, batch_size)
-    others = (jnp.arange(batch_size)[None] + offset) % batch_size
+    if weights is None:
+        offset = jax.random.randint(rng_key, (particles, 1), 1, batch_size)
+        others = (jnp.arange(batch_size)[None] + offset) % batch_size
+    else:
+        others = _rolled_among_counted(rng_key, weights > 0)
     own = jnp.broadcast_to(jnp.arange(batch_size), others.shape)
     joint, marginal = _score_choices(critic, x, z, jnp.stack([own, others]))
     return PairScores(joint, marginal[..., None], others[..., None])
@@ -50,8 +60,9 @@ def score_all(
     critic: Critic,
     x: Shaped[Array, " particles data *event"],
     z: Float[Array, "particles data features"],
+    weights: Float[Array, "particles data"] | None = None,
 ) -> PairScores:
-    """Scores against the codes of all other data; the key is not used."""
+    """Scores against the codes of all other data, whatever their weights; the key is not used."""
     particles, batch_size = z.shape[:2]
     pairs = jax.lax.map(lambda block: score_all_pairs(critic, *block), (x, z))
     data = jnp.arange(batch_size)
@@ -96,6 +107,19 @@ def bound_information(
         joint_weights=weights.reshape(-1),
         marginal_weights=(weights[..., None] * negative).reshape(per_row),
     )
+
+
+def _rolled_among_counted(
+    rng_key: Key[Array, ""], counts: Bool[Array, "particles data"]
+) -> Int[Array, "particles data"]:
+    """For each datum that counts another that does, by one roll of a particle's."""
+    order = jnp.argsort(~counts, axis=1, stable=True)  # those that count first
+    rank = jnp.argsort(order, axis=1)
+    total = counts.sum(1, keepdims=True)
+    draw = jax.random.randint(rng_key, (len(counts), 1), 0, LARGE)
+    offset = 1 + draw % jnp.maximum(total - 1, 1)
+    # A datum alone meets one that does not count, so that nothing does.
+    return jnp.take_along_axis(order, (rank + offset) % jnp.maximum(total, 2), axis=1)
 
 
 def _score_choices(

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from numpyro_backend._arrays.pair_sums import BLOCK_ROWS, RowSums, average
+from numpyro_backend._arrays.pair_sums import BLOCK_ROWS, RowSums, SameDatum, average, weighed
 from pyro_infovae._core.mmd import Periods, Sample
 
 
@@ -48,11 +48,11 @@ class NormalPairs:
         return (1, d, d) if derivatives else (1,)
 
     def row_sums(
-        self, x: _Normals, y: _Normals, left_out: Bool[Array, "n m"] | None, derivatives: bool
+        self, x: _Normals, y: _Normals, same: SameDatum | None, derivatives: bool
     ) -> tuple[RowSums, RowSums]:
         """Return the row sums of the kernel's mean and of its derivatives."""
         each = [
-            _row_sums(x, y, lengthscale, left_out, derivatives) for lengthscale in self.lengthscales
+            _row_sums(x, y, lengthscale, same, derivatives) for lengthscale in self.lengthscales
         ]
         return jax.tree.map(lambda *sums: sum(sums[1:], sums[0]), *each)
 
@@ -66,12 +66,10 @@ def _row_sums(
     x: _Normals,
     y: _Normals,
     lengthscale: float,
-    left_out: Bool[Array, "n m"] | None,
+    same: SameDatum | None,
     derivatives: bool,
 ) -> tuple[RowSums, RowSums]:
-    mean = _mean_kernel(x, y, lengthscale)
-    if left_out is not None:
-        mean = jnp.where(left_out, 0, mean)
+    mean = weighed(same, _mean_kernel(x, y, lengthscale))
     v, w = x.weights[0], y.weights[0]
     if not derivatives:
         return ((mean @ w)[None],), ((v @ mean)[None],)

@@ -31,6 +31,13 @@ RowSums = tuple[Float[Array, "_ n"], ...]
 Coefficients = tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]
 
 
+class SameDatum(NamedTuple):
+    """Which pairs of a block are of the same datum, and the factor on them."""
+
+    pairs: Bool[Array, "n m"]
+    factor: float
+
+
 class PairKernel(Protocol):
     """A kernel that can be summed over blocks of pairs."""
 
@@ -48,7 +55,7 @@ class PairKernel(Protocol):
         """Return the number of row sums: the kernel's and, if asked for, its derivatives'."""
 
     def row_sums(
-        self, x: Side, y: Side, left_out: Bool[Array, "n m"] | None, derivatives: bool
+        self, x: Side, y: Side, same: SameDatum | None, derivatives: bool
     ) -> tuple[RowSums, RowSums]:
         """Return the row sums of x over y and of y over x."""
 
@@ -66,13 +73,13 @@ def weighted_mmd(
         kernel: the kernel.
         x: one sample.
         y: the other.
-        periods: the pairs that each sum leaves out.
+        periods: the pairs that each sum weighs apart, or leaves out.
         coefficients: a, b and c.
     """
     x_side, y_side, y_across = kernel.prepare(x, y)
-    (xx,) = _sums_within(kernel, x_side, periods.xx, derivatives=False)
-    (yy,) = _sums_within(kernel, y_side, periods.yy, derivatives=False)
-    (xy,), _ = _sums_across(kernel, x_side, y_across, periods.xy, derivatives=False)
+    (xx,) = _sums_within(kernel, x_side, periods.xx, periods.factor, derivatives=False)
+    (yy,) = _sums_within(kernel, y_side, periods.yy, periods.factor, derivatives=False)
+    (xy,), _ = _sums_across(kernel, x_side, y_across, periods.xy, periods.factor, derivatives=False)
     a, b, c = coefficients
     return a * _total(xx, x) + b * _total(yy, y) + c * _total(xy, x)
 
@@ -81,9 +88,9 @@ def _forward(
     kernel: PairKernel, x: Sample, y: Sample, periods: Periods, coefficients: Coefficients
 ) -> tuple[Array, tuple[Sample, Sample, Coefficients]]:
     x_side, y_side, y_across = kernel.prepare(x, y)
-    xx = _sums_within(kernel, x_side, periods.xx, derivatives=True)
-    yy = _sums_within(kernel, y_side, periods.yy, derivatives=True)
-    xy, yx = _sums_across(kernel, x_side, y_across, periods.xy, derivatives=True)
+    xx = _sums_within(kernel, x_side, periods.xx, periods.factor, derivatives=True)
+    yy = _sums_within(kernel, y_side, periods.yy, periods.factor, derivatives=True)
+    xy, yx = _sums_across(kernel, x_side, y_across, periods.xy, periods.factor, derivatives=True)
 
     def gradient(sample: Sample, *parts: tuple[Side, Array, RowSums]) -> Sample:
         slopes = [kernel.gradient(side, tuple(w * s for s in sums)) for side, w, sums in parts]
@@ -107,20 +114,20 @@ def _backward(
 weighted_mmd.defvjp(_forward, _backward)
 
 
-def _sums_within(kernel: PairKernel, x: Side, period: int | None, derivatives: bool) -> RowSums:
+def _sums_within(
+    kernel: PairKernel, x: Side, period: int | None, factor: float, derivatives: bool
+) -> RowSums:
     """Return the row sums of a sample over itself."""
     n = x[0].shape[1]
     if n <= kernel.block_rows:
-        return kernel.row_sums(x, x, _left_out(n, n, 0, period), derivatives)[0]
+        return kernel.row_sums(x, x, _same_datum(n, n, 0, period, factor), derivatives)[0]
     blocks = _cut(x, kernel.block_rows)
     count, _, size = blocks[0].shape
 
     def add(sums: RowSums, block: tuple[Array, Array]) -> tuple[RowSums, None]:
         i, j = block
-        left_out = _left_out(size, size, (i - j) * size, period)
-        of_rows, of_columns = kernel.row_sums(
-            _take(blocks, i), _take(blocks, j), left_out, derivatives
-        )
+        same = _same_datum(size, size, (i - j) * size, period, factor)
+        of_rows, of_columns = kernel.row_sums(_take(blocks, i), _take(blocks, j), same, derivatives)
         # The pairs before the diagonal mirror those after it.
         mirrored = tuple(jnp.where(i == j, 0, sums) for sums in of_columns)
         return _add(_add(sums, i, of_rows), j, mirrored), None
@@ -131,12 +138,12 @@ def _sums_within(kernel: PairKernel, x: Side, period: int | None, derivatives: b
 
 
 def _sums_across(
-    kernel: PairKernel, x: Side, y: Side, period: int | None, derivatives: bool
+    kernel: PairKernel, x: Side, y: Side, period: int | None, factor: float, derivatives: bool
 ) -> tuple[RowSums, RowSums]:
     """Return the row sums of x over y, and of y over x."""
     n, m = x[0].shape[1], y[0].shape[1]
     if max(n, m) <= kernel.block_rows:
-        return kernel.row_sums(x, y, _left_out(n, m, 0, period), derivatives)
+        return kernel.row_sums(x, y, _same_datum(n, m, 0, period, factor), derivatives)
     x_blocks, y_blocks = _cut(x, kernel.block_rows), _cut(y, kernel.block_rows)
     (x_count, _, x_size), (y_count, _, y_size) = x_blocks[0].shape, y_blocks[0].shape
 
@@ -144,8 +151,8 @@ def _sums_across(
         sums: tuple[RowSums, RowSums], block: tuple[Array, Array]
     ) -> tuple[tuple[RowSums, RowSums], None]:
         i, j = block
-        left_out = _left_out(x_size, y_size, i * x_size - j * y_size, period)
-        of_x, of_y = kernel.row_sums(_take(x_blocks, i), _take(y_blocks, j), left_out, derivatives)
+        same = _same_datum(x_size, y_size, i * x_size - j * y_size, period, factor)
+        of_x, of_y = kernel.row_sums(_take(x_blocks, i), _take(y_blocks, j), same, derivatives)
         return (_add(sums[0], i, of_x), _add(sums[1], j, of_y)), None
 
     zeros = _zeros(kernel, x, x_blocks, derivatives), _zeros(kernel, y, y_blocks, derivatives)
@@ -185,11 +192,21 @@ def _add(sums: RowSums, i: Array, terms: RowSums) -> RowSums:
     return tuple(s.at[i].add(t) for s, t in zip(sums, terms, strict=True))
 
 
-def _left_out(n: int, m: int, shift: Array | int, period: int | None) -> Bool[Array, "n m"] | None:
-    """Return where ``(i + shift) % period == j % period``."""
+def _same_datum(
+    n: int, m: int, shift: Array | int, period: int | None, factor: float
+) -> SameDatum | None:
+    """Return where ``(i + shift) % period == j % period``, and the factor on those pairs."""
     if period is None:
         return None
-    return ((jnp.arange(n) + shift) % period)[:, None] == (jnp.arange(m) % period)[None]
+    rows, columns = (jnp.arange(n) + shift) % period, jnp.arange(m) % period
+    return SameDatum(rows[:, None] == columns[None], factor)
+
+
+def weighed(same: SameDatum | None, pairs: Float[Array, "n m"]) -> Float[Array, "n m"]:
+    """Multiply the pairs of the same datum by their factor; 0 leaves out what is not finite too."""
+    if same is None:
+        return pairs
+    return jnp.where(same.pairs, same.factor * pairs if same.factor else 0, pairs)
 
 
 def _total(sums: Float[Array, "1 n"], sample: Sample) -> Float[Array, ""]:
@@ -229,16 +246,16 @@ class RadialPairs:
         return (1, x.moments.shape[0]) if derivatives else (1,)
 
     def row_sums(
-        self, x: _Points, y: _Points, left_out: Bool[Array, "n m"] | None, derivatives: bool
+        self, x: _Points, y: _Points, same: SameDatum | None, derivatives: bool
     ) -> tuple[RowSums, RowSums]:
         """Return the row sums of the kernel and of its slope."""
         product = x.left.T @ y.right
         distances, num_features = jnp.where(product < 0, 0, product), x.left.shape[0] - 2
         if not derivatives:
-            value = _without(left_out, self.kernel.profile(distances, num_features))
+            value = weighed(same, self.kernel.profile(distances, num_features))
             return (y.weights @ value.T,), (x.weights @ value,)
         value, slope = (
-            _without(left_out, f) for f in self.kernel.profile_and_slope(distances, num_features)
+            weighed(same, f) for f in self.kernel.profile_and_slope(distances, num_features)
         )
         return (
             (y.weights @ value.T, y.moments @ slope.T),
@@ -250,10 +267,6 @@ class RadialPairs:
         value, moments = sums
         pulls = x.right[:-2] * moments[-1:] - moments[:-1]
         return ((2 * x.weights * pulls).T,), value[0]
-
-
-def _without(left_out: Bool[Array, "n m"] | None, pairs: Float[Array, "n m"]) -> Array:
-    return pairs if left_out is None else jnp.where(left_out, 0, pairs)
 
 
 def _mean(x: Sample) -> Float[Array, "1 d"]:

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int, Key, Shaped
 from numpyro_backend._arrays.negatives import PairScores, bound_information, score_all
 from numpyro_backend._arrays.shared_jit import shared_jit
 from numpyro_backend._objectives.critic_parameters import CriticParameters, critic_parameters
-from numpyro_backend._traces.critic_data import DataSource, critic_data
+from numpyro_backend._traces.critic_data import DataSource, critic_rows
 from numpyro_backend._traces.fresh_draws import FreshDraws, datum_of_rows, numpy_generator, set_up
 from numpyro_backend.critics import ConcatCritic, Critic
 from numpyro_backend.mutual_information import Bound, get_bound
@@ -219,9 +219,8 @@ def _draw_rows(
         rng_key: the key to draw with.
     """
     group = draws.draw(rng_key, params).group
-    rows = group.posterior
-    x = critic_data(data, group, caller=draws.caller)
-    return _Rows(x, rows.values, datum_of_rows(group), rows.dense_weights > 0)
+    rows = critic_rows(data, group, caller=draws.caller)
+    return _Rows(rows.data["x"], rows.values, datum_of_rows(group), rows.dense_weights > 0)
 
 
 @dataclass(frozen=True)

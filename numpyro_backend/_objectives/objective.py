@@ -6,7 +6,8 @@ from __future__ import annotations
 import copy
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -76,8 +77,9 @@ class TraceAnalyticKL_ELBO(TraceMeanField_ELBO):
 
     .. math:: \mathrm{loss} = -E_q[\log p(x \mid z)] + \mathrm{KL}(q(z \mid x) \| p(z))
 
-    in nats, summed over the data set. Where model and guide visit the latents in the same order it
-    is :class:`~numpyro.infer.TraceMeanField_ELBO`, elsewhere :class:`~numpyro.infer.Trace_ELBO`.
+    in nats, summed over the data set. Where model and guide visit the latents in the same order and
+    scale them alike it is :class:`~numpyro.infer.TraceMeanField_ELBO`, elsewhere
+    :class:`~numpyro.infer.Trace_ELBO`.
     """
 
     multi_sample_guide = False
@@ -116,7 +118,7 @@ class _NoClosedForm(BaseException):
 
 
 class _Order:
-    """Compares the latents of the model with those of the guide."""
+    """Compares the latents of the model, and their scales, with those of the guide."""
 
     def __init__(self) -> None:
         self._guide_run = _Latents()
@@ -132,12 +134,14 @@ class _Order:
 class _Latents(Messenger):
     def __init__(self) -> None:
         super().__init__()
-        self.latents: list[str] = []
+        self.latents: list[tuple[str, Any]] = []
 
     def process_message(self, msg: Message) -> None:
         is_latent = msg["type"] == "sample" and not msg["is_observed"]
         if is_latent and not msg["infer"].get("is_auxiliary"):
-            self.latents.append(msg["name"])
+            # One factor weighs all of a closed form; one that is traced cannot be compared.
+            scale = 1.0 if msg["scale"] is None else msg["scale"]
+            self.latents.append((msg["name"], None if isinstance(scale, Array) else scale))
 
 
 class _SameLatents(_Latents):
@@ -196,13 +200,19 @@ def evaluate_recorded(
     recorded_base = copy.copy(base)
     recorded_base.vectorize_particles_fn = vectorize_recorded
     programs = recorder.model(model), recorder.guide(guide)
-    with recorder.scoring(), warnings.catch_warnings():
-        if base.num_particles > 1:  # Its state is kept here: the runs hold it.
-            warnings.filterwarnings("ignore", "mutable state is currently ignored")
+    with recorder.scoring(), _ignoring_lost_state() if base.num_particles > 1 else nullcontext():
         evaluation = _evaluate(recorded_base, rng_key, params, *programs, *args, **kwargs)
     runs = stacked[-1] if stacked else _stack_one(recorder.run(base))
     mutable = jax.tree.map(lambda leaf: leaf[0], runs.mutable)
     return replace(evaluation, mutable_state=mutable or None), runs
+
+
+@contextmanager
+def _ignoring_lost_state() -> Iterator[None]:
+    """Where NumPyro says that it loses the mutable state of several particles; the runs hold it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "mutable state is currently ignored")
+        yield
 
 
 def _evaluate(base: ELBO, *args: Any, **kwargs: Any) -> Evaluation:

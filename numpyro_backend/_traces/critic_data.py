@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Shaped
 
-from numpyro_backend.groups import Group
+from numpyro_backend.groups import Group, Rows
+from pyro_infovae._core.rows import counts_of
 from pyro_infovae._core.sites import Run
 
 DataSource: TypeAlias = str | Callable[..., Array] | None
@@ -36,8 +37,10 @@ def only_group(groups: Sequence[Group], *, caller: str) -> Group:
     return group
 
 
-def critic_data(source: DataSource, group: Group, *, caller: str) -> Shaped[Array, " rows *event"]:
-    r"""The data of a group of latents, a row per row of the latents.
+def critic_rows(source: DataSource, group: Group, *, caller: str) -> Rows:
+    r"""The rows of a group of latents with their data, named ``"x"``.
+
+    Rows whose data are masked do not count, and what a row that does not count holds is 0.
 
     Args:
         source: the name of an observed site, a function of the model's arguments to an array
@@ -51,17 +54,25 @@ def critic_data(source: DataSource, group: Group, *, caller: str) -> Shaped[Arra
     """
     if callable(source):
         data = jnp.asarray(source(*group.args, **group.kwargs))
-        return group.per_row(lambda run: _minibatch(data, group, run))
+        x = group.per_row(lambda run: _minibatch(data, group, run))
+        return group.with_data({"x": x}).cleared()
     observed = group.data
-    if source is None and len(observed) == 1:
-        return next(iter(observed.values()))
-    if source in observed:
-        return observed[source]
+    name = next(iter(observed)) if source is None and len(observed) == 1 else source
+    if name not in observed:
+        raise ValueError(_not_found(source, group, list(observed), caller))
+    assert isinstance(name, str)
+    counts = group.per_row(lambda run: counts_of(name, group.names, run))
+    return group.with_data({"x": observed[name]}, counts).cleared()
+
+
+def _not_found(source: DataSource, group: Group, observed: list[str], caller: str) -> str:
     wanted = "one observed site" if source is None else f"the observed site '{source}'"
-    raise ValueError(
-        f"{caller}: Expected {wanted} in the plates of {list(group.names)}; got {list(observed)}: "
-        "pass data= one of them, or a function of the model's arguments"
+    found = (
+        f"{observed}: pass data= one of them, or a function of the model's arguments"
+        if observed
+        else "none: pass data= a function of the model's arguments, or choose latents by sites"
     )
+    return f"{caller}: Expected {wanted} in the plates of {list(group.names)}; got {found}"
 
 
 def _minibatch(data: Array, group: Group, run: Run) -> Shaped[Array, " data *event"]:

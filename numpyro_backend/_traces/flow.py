@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpyro
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpyro import handlers
-from numpyro.distributions import biject_to
+from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.transforms import Transform
 from numpyro.distributions.util import scale_and_mask, sum_rightmost
 from numpyro.ops.provenance import eval_provenance
@@ -21,10 +23,10 @@ from numpyro.primitives import Messenger
 from numpyro_backend._arrays.checkpointing import checkpointed_gradient
 from numpyro_backend._traces.recording import Message, joint_mask
 from pyro_infovae._core.programs import Program
-from pyro_infovae._core.sites import Plate, subsample_factor
+from pyro_infovae._core.sites import Plate, common_scale, subsample_factor
 
 Values: TypeAlias = dict[str, Array]
-Position: TypeAlias = Callable[[str, Transform], Array]
+Position: TypeAlias = Callable[[str, Transform, int], tuple[Array, Array | None]]
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,14 @@ class Placed:
         constrained: the values z by site name, as the model sees them.
         unconstrained: the positions u, with z = T(u).
         log_jacobian: log|det J_T(u)| by site name, in the site's batch shape.
+        inside: by site name, which rows were placed; one on the edge of its support was not, and
+            stands at u = 0 instead.
     """
 
     constrained: Values
     unconstrained: Values
     log_jacobian: Values
+    inside: Values
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,9 @@ class LogJoint:
     .. math:: \ell(u) = \log p(x, T(u)) + \log |\det J_T(u)|
 
     with T from the unconstrained space to each site's support. In a subsampled plate the force on
-    a site is divided by the subsample factors of its plates, so that every datum is moved by its
-    own posterior and not by a power of it.
+    a site is divided by the subsample factors of its plates, and everywhere by a scale that all
+    sites of the model share, so that every datum is moved by its own posterior and not by a power
+    of it.
 
     Attributes:
         program: the user's model with its arguments, see :func:`isolated`.
@@ -69,7 +75,9 @@ class LogJoint:
             ValueError: naming the site: for one that is no latent of the model, a latent that the
                 guide does not draw, or one that each minibatch would move differently.
         """
-        placing = _Placing(self, lambda name, transform: transform.inv(values[name]))
+        placing = _Placing(
+            self, lambda name, transform, event_dim: _inverse(values[name], transform, event_dim)
+        )
         self._run(placing)
         for name in values.keys() - placing.constrained.keys():
             raise ValueError(
@@ -82,7 +90,7 @@ class LogJoint:
 
     def constrain(self, positions: Values) -> Placed:
         """The values at the given positions."""
-        placing = _Placing(self, lambda name, _: positions[name])
+        placing = _Placing(self, lambda name, *_: (positions[name], None))
         self._run(placing)
         return placing.placed
 
@@ -100,7 +108,7 @@ class LogJoint:
         }, -value
 
     def _score(self, positions: Values) -> _Scored:
-        scored = _Scored(self, lambda name, _: positions[name])
+        scored = _Scored(self, lambda name, *_: (positions[name], None))
         self._run(scored)
         return scored
 
@@ -111,7 +119,8 @@ class LogJoint:
     def _check_subsampling(self, placing: _Placing) -> None:
         outside = [
             (plate, name)
-            for plate in placing.subsampled
+            for plate, factor in placing.factors.items()
+            if factor != 1
             for name, plates in self.plates.items()
             if plate not in {plate.name for plate in plates}
         ]
@@ -124,6 +133,12 @@ class LogJoint:
         sources = eval_provenance(log_probs, **placing.unconstrained)
         for plate, name in outside:
             if name in frozenset[str]().union(*sources.get(plate, ())):
+                if plate in placing.frames.get(name, ()):
+                    raise ValueError(
+                        f"Site '{name}' is drawn outside plate '{plate}' by the guide, which is "
+                        "subsampled, and inside by the model: declare the plate in the guide, or "
+                        "use the whole plate"
+                    )
                 raise ValueError(
                     f"Site '{name}' is outside plate '{plate}', which is subsampled: each "
                     "minibatch would move it differently, and the bound would be lost; leave "
@@ -188,12 +203,14 @@ class _Placing(Messenger):
         self.constrained: Values = {}
         self.unconstrained: Values = {}
         self.log_jacobian: Values = {}
-        self.subsampled: list[str] = []
+        self.inside: Values = {}
+        self.factors: dict[str, float] = {}
+        self.frames: dict[str, set[str]] = {}
 
     @property
     def placed(self) -> Placed:
         """Where the sites were put."""
-        return Placed(self.constrained, self.unconstrained, self.log_jacobian)
+        return Placed(self.constrained, self.unconstrained, self.log_jacobian, self.inside)
 
     def process_message(self, msg: Message) -> None:
         given = self.target.given
@@ -209,14 +226,17 @@ class _Placing(Messenger):
             msg["value"] = self._given(msg["name"])
 
     def postprocess_message(self, msg: Message) -> None:
-        if msg["type"] == "plate" and len(msg["value"]) != msg["args"][0]:
-            self.subsampled.append(msg["name"])
+        if msg["type"] == "plate":
+            self.factors[msg["name"]] = msg["args"][0] / len(msg["value"])
 
     def _place(self, msg: Message) -> None:
         name, fn = msg["name"], msg["fn"]
-        transform = biject_to(fn.support)
-        u = self.position(name, transform)
+        transform = _to_support(msg)
+        self.frames[name] = {frame.name for frame in msg["cond_indep_stack"]}
+        u, inside = self.position(name, transform, fn.event_dim)
         z = transform(u)
+        if inside is not None:
+            self.inside[name] = inside
         density = transform.log_abs_det_jacobian(u, z)
         batch_dim = z.ndim - fn.event_dim
         self.unconstrained[name], self.constrained[name] = u, z
@@ -230,8 +250,9 @@ class _Placing(Messenger):
         name, step = msg["name"], msg["infer"]["_scan_current_index"]
         if name not in self.target.plates:
             return self._given(name)[step]
-        transform = biject_to(msg["fn"].support)
-        return transform(self.position(name, transform)[step])
+        fn = msg["fn"]
+        transform = _to_support(msg)
+        return transform(self.position(name, transform, fn.event_dim)[0][step])
 
     def _given(self, name: str) -> Array:
         if name not in self.target.given:
@@ -248,8 +269,15 @@ class _Scored(_Placing):
 
     def __init__(self, target: LogJoint, position: Position) -> None:
         super().__init__(target, position)
-        self.log_joint: Any = 0.0
+        self._density: Any = 0.0
+        self._jacobian: Any = 0.0
+        self._scales: list[Any] = []
         self.log_probs_by_plate: dict[str, list[Array]] = {}
+
+    @property
+    def log_joint(self) -> Any:
+        """The log joint density, without a scale that all sites share."""
+        return self._density / common_scale(self._scales) + self._jacobian
 
     def postprocess_message(self, msg: Message) -> None:
         super().postprocess_message(msg)
@@ -257,13 +285,55 @@ class _Scored(_Placing):
             return
         fn, name = msg["fn"], msg["name"]
         log_prob = fn.log_prob(msg["value"])
-        self.log_joint = self.log_joint + scale_and_mask(log_prob, msg["scale"]).sum()
-        for frame in msg["cond_indep_stack"]:
+        self._density = self._density + scale_and_mask(log_prob, msg["scale"]).sum()
+        frames = msg["cond_indep_stack"]
+        factor = math.prod(self.factors.get(frame.name, 1.0) for frame in frames)
+        self._scales.append((1.0 if msg["scale"] is None else msg["scale"]) / factor)
+        for frame in frames:
             self.log_probs_by_plate.setdefault(frame.name, []).append(log_prob)
         if name in self.log_jacobian:
             factor = subsample_factor(self.target.plates[name])
             density = scale_and_mask(self.log_jacobian[name], factor, joint_mask(fn))
-            self.log_joint = self.log_joint + density.sum()
+            self._jacobian = self._jacobian + density.sum()
+
+
+def _to_support(msg: Message) -> Transform:
+    """From the unconstrained space to a site's support: the reals where it tells of none."""
+    support = msg["fn"].support
+    if support is None:
+        support = constraints.independent(constraints.real, msg["fn"].event_dim)
+    try:
+        return biject_to(support)
+    except NotImplementedError as error:
+        raise NotImplementedError(
+            f"Site '{msg['name']}' has the support {support}, which no known transform takes to "
+            "the reals, where a flow moves: leave it out of sites"
+        ) from error
+
+
+def _inverse(z: Array, transform: Transform, event_dim: int) -> tuple[Array, Array]:
+    """The position of each row, and which rows have one; the others are put at 0."""
+    batch_dim = z.ndim - event_dim
+    u, pullback = jax.vjp(transform.inv, jax.lax.stop_gradient(z))
+    (slope,) = pullback(jnp.ones_like(u))
+    density = transform.log_abs_det_jacobian(u, transform(u))
+    # Where the square of the slope overflows, so do the derivatives of a flow.
+    steepest = float(jnp.finfo(slope.dtype).max) ** 0.5  # type: ignore[no-untyped-call]
+    inside = finite_rows(u, batch_dim) & finite_rows(density, batch_dim)
+    inside = inside & finite_rows(slope, batch_dim, below=steepest)
+    middle = transform(jnp.zeros_like(u))
+    return transform.inv(where_rows(inside, z, jax.lax.stop_gradient(middle))), inside
+
+
+def finite_rows(array: Array, batch_dim: int, *, below: float = math.inf) -> Bool[Array, "*batch"]:
+    """Which rows, of so many dims, are finite, and below a bound."""
+    finite = abs(jax.lax.stop_gradient(array)) < below
+    return finite.all(tuple(range(batch_dim, array.ndim)))
+
+
+def where_rows(rows: Array, array: Array, other: Array) -> Array:
+    """The rows of one array or of another."""
+    return jnp.where(rows.reshape(rows.shape + (1,) * (array.ndim - rows.ndim)), array, other)
 
 
 def _copy(tree: Any) -> Any:

@@ -185,8 +185,8 @@ def _check_latents(guide: Trace, model: Trace) -> None:
     for site in _sites(guide):
         if site["is_observed"] and not isinstance(undecorated(site["fn"]), Unit):
             raise ValueError(
-                f"log_evidence: the guide observes '{site['name']}', as one does that runs the "
-                "model itself: use an AutoGuide or a guide function"
+                f"log_evidence: the guide observes '{site['name']}', which no weight can count: "
+                f"hide it by handlers.block(guide, hide=['{site['name']}'])"
             )
     # The density of latents that are computed from others is theirs.
     for name in sorted(auxiliary or latents):

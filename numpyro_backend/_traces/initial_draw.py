@@ -96,8 +96,8 @@ class InitialDraw(Messenger):
         if msg["is_observed"]:
             if not isinstance(undecorated(msg["fn"]), Unit):
                 raise NotImplementedError(
-                    f"TraceHamiltonian_ELBO: the guide observes '{msg['name']}', as one does that "
-                    "runs the model itself: use an AutoGuide or a guide function"
+                    f"TraceHamiltonian_ELBO: the guide observes '{msg['name']}', and the density "
+                    f"of no latent: hide it by handlers.block(guide, hide=['{msg['name']}'])"
                 )
         elif self._flows(msg):
             msg["stop"] = True

@@ -27,7 +27,15 @@ from numpyro.primitives import Messenger
 
 from pyro_infovae._core.programs import Program, RecordedProgram
 from pyro_infovae._core.rows import Rows, Selection, check_reweighted
-from pyro_infovae._core.sites import Plate, Run, Site, Sites, check_kl_is_separable
+from pyro_infovae._core.sites import (
+    Enumeration,
+    Plate,
+    Run,
+    Site,
+    Sites,
+    check_kl_is_separable,
+    kept_entries,
+)
 
 Message: TypeAlias = dict[str, Any]
 
@@ -38,9 +46,14 @@ def _register(record: type, arrays: set[str]) -> None:
     jax.tree_util.register_dataclass(record, sorted(arrays), sorted(names - arrays))
 
 
-_register(Site, {"value", "mask", "normal"})
+_register(Site, {"value", "mask", "normal", "kept", "enumeration"})
 _register(Run, {"guide", "model", "indices", "mutable"})
 _register(Rows, {"latents", "weights", "data"})
+jax.tree_util.register_pytree_node(
+    Enumeration,
+    lambda each: ((each.log_prob,), (each.dim, each.is_sampled)),
+    lambda facts, arrays: Enumeration(facts[0], facts[1], arrays[0]),
+)
 
 
 class Recorded(RecordedProgram):
@@ -165,8 +178,11 @@ class Record(Messenger):
     def postprocess_message(self, msg: Message) -> None:
         """Keep what was drawn."""
         if msg["type"] == "sample":
-            site = replace(self.drawn.pop(msg["name"]), value=jnp.asarray(msg["value"]))
-            self.sites[msg["name"]] = site
+            self.sites[msg["name"]] = replace(
+                self.drawn.pop(msg["name"]),
+                value=jnp.asarray(msg["value"]),
+                enumeration=_enumeration(msg),
+            )
         elif msg["type"] == "plate":
             full_size, size = msg["args"][0], len(msg["value"])
             self._full_sizes[msg["name"]] = full_size
@@ -259,7 +275,21 @@ def _site_of(msg: Message, full_sizes: Mapping[str, int]) -> Site:
         is_auxiliary=msg["infer"].get("is_auxiliary", False),
         is_reparameterised=fn.has_rsample,
         masks_features=masks_features(fn),
+        batch_shape=fn.batch_shape,
+        asks_enumeration=bool(msg["infer"].get("enumerate")),
+        kept=kept_entries(msg["value"], _masks(fn)) if msg["is_observed"] else None,
     )
+
+
+def _enumeration(msg: Message) -> Enumeration | None:
+    """How ``TraceEnum_ELBO`` enumerates a site; other bases name no dims, and draw it."""
+    name, infer = msg["name"], msg["infer"]
+    if msg["is_observed"] or infer.get("enumerate") != "parallel":
+        return None
+    dim = infer.get("name_to_dim", {}).get(name)
+    if dim is None:
+        return None
+    return Enumeration(dim, False, msg["fn"].log_prob(msg["value"]))
 
 
 def _normal_parameters(fn: Distribution) -> tuple[Array, Array] | None:
@@ -300,6 +330,13 @@ def masks_of(fn: Distribution) -> list[Any]:
             masks.append(mask)
         fn = fn.base_dist
     return masks
+
+
+def _masks(fn: Distribution) -> Iterator[tuple[Any, int]]:
+    """The masks of a distribution, each with the event dims below it."""
+    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+        yield getattr(fn, "_mask", True), fn.event_dim
+        fn = fn.base_dist
 
 
 def masks_features(fn: Distribution) -> bool:

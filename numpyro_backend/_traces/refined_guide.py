@@ -6,25 +6,32 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from numpyro.distributions import Delta, Distribution
 from numpyro.distributions.util import sum_rightmost
 from numpyro.primitives import Messenger
 
-from numpyro_backend._traces.flow import LogJoint, isolated
+from numpyro_backend._traces.flow import LogJoint, finite_rows, isolated, where_rows
 from numpyro_backend._traces.initial_draw import InitialDraw, InitialSite
 from numpyro_backend._traces.recording import Message, reweight
-from numpyro_backend.integrators import tempered_leapfrog
+from numpyro_backend.integrators import PotentialGrad, tempered_leapfrog
+from pyro_infovae._core.integrators import LARGEST_MOMENTUM, check_flow, resting, step_size_of
 from pyro_infovae._core.objectives import Prefactors
 from pyro_infovae._core.programs import Program
 
 
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["step_size", "inverse_temperatures"],
+    meta_fields=["per_step"],
+)
 @dataclass(frozen=True)
 class FlowSettings:
     """The numbers that a flow runs with.
@@ -52,7 +59,9 @@ class RefinedGuide:
 
     so that ``log p(x, z) - log q(z)`` of a draw is a log importance weight, whose exponential
     averages to the evidence p(x). A row whose flow diverged stays where the guide drew it, with a
-    log density of nan.
+    log density of infinity, so that its weight is 0; in training with the guide's own log density,
+    so that it counts by that draw. So does a draw on the edge of its support, which has no
+    :math:`u_0`.
 
     Attributes:
         model: the user's model.
@@ -60,6 +69,7 @@ class RefinedGuide:
         settings: gives the numbers to run with.
         sites: the latents that flow, or None for all.
         prefactors: factors on the terms above.
+        in_training: whether a loss is made of it.
     """
 
     model: Program
@@ -67,6 +77,7 @@ class RefinedGuide:
     settings: Callable[[], FlowSettings]
     sites: frozenset[str] | None = None
     prefactors: Prefactors = field(default_factory=Prefactors)
+    in_training: bool = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
         """Run the guide, move its latents, and draw them where they end.
@@ -87,47 +98,45 @@ class RefinedGuide:
             plates={name: site.plates for name, site in initial.flowing.items()},
         )
         start = log_joint.unconstrain(values)
-        beta_0 = settings.inverse_temperatures[0]
-        rho_0 = {
-            name: _standard_normal(u) * jax.lax.rsqrt(beta_0).astype(u.dtype)
-            for name, u in start.unconstrained.items()
-        }
-        u_end, rho_end, _ = tempered_leapfrog(
-            start.unconstrained,
-            rho_0,
-            log_joint.potential_grad,
-            settings.inverse_temperatures,
-            step_size=settings.step_size,
-            per_step=settings.per_step,
-        )
+        rho_0 = _start_momentum(start.unconstrained, settings.inverse_temperatures)
         batch_dims = {
             name: min(site.batch_dim, start.log_jacobian[name].ndim)
             for name, site in initial.flowing.items()
         }
-        finite = {
-            name: _is_finite(u_end[name], batch_dim) & _is_finite(rho_end[name], batch_dim)
-            for name, batch_dim in batch_dims.items()
-        }
+        inside = {name: _all(start.inside[name], dim) for name, dim in batch_dims.items()}
+        moving = inside
+        if self.in_training:
+            still = jax.lax.stop_gradient((start.unconstrained, rho_0, settings))
+            finite = _End.of(*still, log_joint.potential_grad, inside).finite
+            moving = {name: inside[name] & rows for name, rows in finite.items()}
+        flowed = _End.of(start.unconstrained, rho_0, settings, log_joint.potential_grad, moving)
+        ended = {name: moving[name] & finite for name, finite in flowed.finite.items()}
         end = log_joint.constrain(
             {
-                name: _where_rows(finite[name], u, start.unconstrained[name])
-                for name, u in u_end.items()
+                name: where_rows(ended[name], u, start.unconstrained[name])
+                for name, u in flowed.position.items()
             }
         )
+        rested = _rested(rho_0, settings.inverse_temperatures)
+        latents = {}
         for name, site in initial.flowing.items():
             density = self._log_density(
                 site,
                 start.log_jacobian[name],
                 rho_0[name],
-                rho_end[name],
+                where_rows(ended[name], flowed.momentum[name], rested[name]),
                 end.log_jacobian[name],
                 settings.inverse_temperatures,
                 batch_dims[name],
             )
-            density = jnp.where(finite[name], density, math.nan)
+            if not self.in_training:
+                density = jnp.where(ended[name] | ~inside[name], density, math.inf)
+            guide_density = self.prefactors.logq[0] * _per_row(site.log_prob, batch_dims[name])
+            density = jnp.where(inside[name], density, guide_density)
+            value = where_rows(inside[name], end.constrained[name], site.value)
             with _InPlaceOf(site):
-                numpyro.sample(name, _delta(end.constrained[name], density, site.mask))
-        return end.constrained
+                latents[name] = numpyro.sample(name, _delta(value, density, site.mask))
+        return latents
 
     def _log_density(
         self,
@@ -151,6 +160,51 @@ class RefinedGuide:
             - self.prefactors.logp[2] * _log_normal(rho_end, jnp.ones_like(beta_0), batch_dim)
             - self.prefactors.logp[1] * _per_row(end_log_jacobian, batch_dim)
         )
+
+
+@dataclass(frozen=True)
+class _End:
+    """Where a flow ends.
+
+    Attributes:
+        position: u_K by site name.
+        momentum: its momentum.
+        finite: the rows in which both are finite, and the momentum is below the largest.
+    """
+
+    position: dict[str, Array]
+    momentum: dict[str, Array]
+    finite: dict[str, Array]
+
+    @classmethod
+    def of(
+        cls,
+        u_0: dict[str, Array],
+        rho_0: dict[str, Array],
+        settings: FlowSettings,
+        potential_grad: PotentialGrad,
+        moving: dict[str, Array],
+    ) -> _End:
+        """The flow of the rows that are to move, from the given start."""
+        sizes, per_step = settings.step_size, settings.per_step
+        check_flow(u_0, rho_0, settings.inverse_temperatures, sizes, per_step=per_step)
+        position, momentum, _ = tempered_leapfrog(
+            u_0,
+            rho_0,
+            potential_grad,
+            settings.inverse_temperatures,
+            step_size={
+                name: resting(step_size_of(sizes, name), rows, u_0[name].shape, per_step=per_step)
+                for name, rows in moving.items()
+            },
+            per_step=per_step,
+        )
+        finite = {
+            name: finite_rows(position[name], rows.ndim)
+            & finite_rows(momentum[name], rows.ndim, below=LARGEST_MOMENTUM)
+            for name, rows in moving.items()
+        }
+        return cls(position, momentum, finite)
 
 
 class SiteWeights(Messenger):
@@ -200,8 +254,23 @@ def _delta(value: Array, log_density: Array, mask: Array | None) -> Distribution
     return delta if mask is None else delta.mask(mask)
 
 
-def _standard_normal(like: Array) -> Array:
-    return jax.random.normal(numpyro.prng_key(), like.shape, like.dtype)
+def _start_momentum(u: dict[str, Array], inverse_temperatures: Array) -> dict[str, Array]:
+    factor = jax.lax.rsqrt(inverse_temperatures[0])
+    return {
+        name: jax.random.normal(numpyro.prng_key(), position.shape, position.dtype)
+        * factor.astype(position.dtype)
+        for name, position in u.items()
+    }
+
+
+def _rested(rho_0: dict[str, Array], inverse_temperatures: Array) -> dict[str, Array]:
+    """The momentum after a flow without a force."""
+    factor = jnp.sqrt(inverse_temperatures[0] / inverse_temperatures[-1])
+    return {name: factor.astype(rho.dtype) * rho for name, rho in rho_0.items()}
+
+
+def _all(rows: Array, batch_dim: int) -> Array:
+    return rows.all(tuple(range(batch_dim, rows.ndim)))
 
 
 def _log_normal(rho: Array, beta: Array, batch_dim: int) -> Array:
@@ -210,11 +279,3 @@ def _log_normal(rho: Array, beta: Array, batch_dim: int) -> Array:
 
 def _per_row(terms: Array, batch_dim: int) -> Array:
     return sum_rightmost(terms, terms.ndim - batch_dim)
-
-
-def _is_finite(array: Array, batch_dim: int) -> Bool[Array, "*batch"]:
-    return jnp.isfinite(array).all(tuple(range(batch_dim, array.ndim)))
-
-
-def _where_rows(rows: Array, array: Array, other: Array) -> Array:
-    return jnp.where(rows.reshape(rows.shape + (1,) * (array.ndim - rows.ndim)), array, other)

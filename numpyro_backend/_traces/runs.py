@@ -7,13 +7,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Key
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
 from numpyro_backend._traces.recording import Message, Record
 from pyro_infovae._core.programs import Program, unrecorded
+from pyro_infovae._core.rows import enumerated_shapes
 from pyro_infovae._core.sites import Run, Sites
 
 
@@ -28,8 +29,9 @@ def draw_prior(
 ) -> Sites:
     r"""Draw the named latents afresh from the model, all other latents as the guide drew them.
 
-    The same minibatch is used, and the run stops right after the last of the named latents, so
-    that the likelihood is not computed.
+    The same minibatch is used, every draw has the batch shape that it has in the scored run,
+    enumeration dims included, and the run stops right after the last of the named latents, so that
+    the likelihood is not computed.
 
     Args:
         model: the user's model.
@@ -52,11 +54,26 @@ def draw_prior(
     with (
         handlers.seed(rng_seed=rng_key),
         handlers.substitute(data={**params, **run.indices, **kept}),
+        _Expanded(enumerated_shapes(run, names)),
         redraw,
         leaving_when(lambda: redraw.sites.keys() >= set(names)),
     ):
         unrecorded(model)(*args, **kwargs)
     return redraw.sites
+
+
+class _Expanded(Messenger):
+    """Draws some latents in given batch shapes."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        self.shapes = shapes
+
+    def process_message(self, msg: Message) -> None:
+        if msg["type"] == "sample" and msg["name"] in self.shapes:
+            fn = msg["fn"]
+            shape = lax.broadcast_shapes(fn.batch_shape, self.shapes[msg["name"]])
+            msg["fn"] = fn if shape == fn.batch_shape else fn.expand(shape)
 
 
 class _Done(BaseException):

@@ -4,18 +4,27 @@ r"""Gradients that are differentiable again, recomputed in backward instead of k
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from pyro_infovae._arrays.full_precision import autocast_of_now
 
-__all__ = ["checkpointed_gradient", "graphs_kept", "without_hooks"]
+__all__ = [
+    "checkpointed_gradient",
+    "differentiable",
+    "graphs_kept",
+    "keeps_graphs",
+    "trial",
+    "without_hooks",
+]
 
 Function = Callable[..., Tensor]
+T = TypeVar("T")
 
 _GRAPHS_KEPT = ContextVar("graphs_kept", default=False)
 
@@ -39,7 +48,8 @@ def checkpointed_gradient(
     autocast, which backward is usually outside of. Derivatives are partial: an argument that was
     computed from another one counts as independent of it.
 
-    Works under ``torch.no_grad()``, where nothing is kept. The result can be differentiated once.
+    Works under ``torch.no_grad()`` and ``torch.inference_mode()``, where nothing is kept. The
+    result can be differentiated once.
 
     Args:
         function: The scalar f, called as ``function(*inputs, *captured)``.
@@ -67,8 +77,9 @@ def checkpointed_gradient(
     random_state = _random_state(inputs)
     autocast = autocast_of_now(inputs)
     keep_graph = torch.is_grad_enabled()
-    with torch.enable_grad(), autocast():
+    with torch.inference_mode(False), torch.enable_grad(), autocast():
         first_node = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+        inputs, captured = differentiable(inputs), differentiable(captured)
         own = (
             *(x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in inputs),
             *(c.view_as(c) if c.requires_grad else c for c in captured),
@@ -92,6 +103,22 @@ def checkpointed_gradient(
     return tuple(gradients), value
 
 
+def keeps_graphs() -> bool:
+    """Whether :func:`graphs_kept` is around."""
+    return _GRAPHS_KEPT.get()
+
+
+@contextmanager
+def trial(*tensors: Tensor) -> Iterator[None]:
+    """No gradients, and the random numbers that are drawn are drawn again afterwards.
+
+    Args:
+        *tensors: on whose device they are.
+    """
+    with torch.no_grad(), _replayed(_random_state(tensors)):
+        yield
+
+
 @contextmanager
 def graphs_kept() -> Iterator[None]:
     """Keep graphs instead of evaluating twice: quicker, in memory that grows with a chain."""
@@ -100,6 +127,11 @@ def graphs_kept() -> Iterator[None]:
         yield
     finally:
         _GRAPHS_KEPT.reset(token)
+
+
+def differentiable(tree: T) -> T:
+    """The same tree, the tensors of ``torch.inference_mode`` in it copied to ones with a graph."""
+    return tree_map_only(Tensor, lambda x: x.clone() if x.is_inference() else x, tree)
 
 
 class _Call(NamedTuple):

@@ -12,11 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from pyro_infovae.critics import check_scores, is_projecting, score_all_pairs
 from pyro_infovae.mutual_information import Bound, MutualInformationEstimate
+
+LARGE = 2**31 - 1
+"""So large that its remainders by a number of data are all but equally likely."""
 
 
 class PairScores(NamedTuple):
@@ -27,19 +30,26 @@ class PairScores(NamedTuple):
     others: Int[Tensor, "particles data negatives"]
 
 
-Scorer: TypeAlias = Callable[[nn.Module, Tensor, Tensor], PairScores]
+Scorer: TypeAlias = Callable[[nn.Module, Tensor, Tensor, Tensor | None], PairScores]
 
 
 def score_shifted(
     critic: nn.Module,
     x: Shaped[Tensor, " particles data *event"],
     z: Float[Tensor, "particles values data features"],
+    weights: Float[Tensor, "particles values data"] | None = None,
 ) -> PairScores:
-    """Scores against the codes rolled by a random offset, so that no datum meets its own."""
+    """Scores against the codes rolled by a random offset, so that no datum meets its own.
+
+    Data of weight 0 are left out of the roll.
+    """
     particles, values, batch_size = z.shape[:3]
     data = torch.arange(batch_size, device=z.device)
-    offset = torch.randint(1, batch_size, (particles, 1), device=z.device)
-    shifted = (data + offset) % batch_size
+    if weights is None:
+        offset = torch.randint(1, batch_size, (particles, 1), device=z.device)
+        shifted = (data + offset) % batch_size
+    else:
+        shifted = _rolled_among_counted(weights.sum(1) > 0)
     value = batch_size * torch.arange(values, device=z.device)
     others = shifted[..., None] + value
     own = (data[:, None] + value).expand_as(others)
@@ -51,8 +61,9 @@ def score_all(
     critic: nn.Module,
     x: Shaped[Tensor, " particles data *event"],
     z: Float[Tensor, "particles values data features"],
+    weights: Float[Tensor, "particles values data"] | None = None,
 ) -> PairScores:
-    """Scores against the codes of all other data."""
+    """Scores against the codes of all other data, whatever their weights."""
     particles, values, batch_size = z.shape[:3]
     pairs = torch.stack(
         [score_all_pairs(critic, *block) for block in zip(x, z.flatten(1, 2), strict=True)]
@@ -102,6 +113,17 @@ def bound_information(
         joint_weights=weights.flatten(),
         marginal_weights=_per_row(datum * negative, values),
     )
+
+
+def _rolled_among_counted(counts: Bool[Tensor, "particles data"]) -> Int[Tensor, "particles data"]:
+    """For each datum that counts another that does, by one roll of a particle's."""
+    order = torch.argsort(counts.logical_not(), dim=1, stable=True)  # those that count first
+    rank = torch.argsort(order, dim=1)
+    total = counts.sum(1, keepdim=True)
+    draw = torch.randint(0, LARGE, (len(counts), 1), device=counts.device)
+    offset = 1 + draw % (total - 1).clamp_min(1)
+    # A datum alone meets one that does not count, so that nothing does.
+    return order.gather(1, (rank + offset) % total.clamp_min(2))
 
 
 def _per_row(

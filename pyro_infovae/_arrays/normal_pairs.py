@@ -48,13 +48,13 @@ class NormalPairs:
         return 1 + 2 * len(x.loc) if derivatives else 1
 
     def terms(
-        self, x: _Normals, y: _Normals, leave_out: Callable[[Tensor], None], derivatives: bool
+        self, x: _Normals, y: _Normals, weigh: Callable[[Tensor], None], derivatives: bool
     ) -> Iterator[Term]:
         """Yield the kernel's mean and its derivatives, feature by feature."""
         d = len(x.loc)
         for lengthscale in self.lengthscales:
             mean = _mean_kernel(x, y, lengthscale)
-            leave_out(mean)
+            weigh(mean)
             yield _term(0, mean, x, y)
             for j in range(d if derivatives else 0):
                 spread, difference = _spread_and_difference(x, y, j, lengthscale)

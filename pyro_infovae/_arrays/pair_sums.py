@@ -56,7 +56,7 @@ class PairKernel(Protocol):
         """Return the number of row sums, with those of the derivatives or without."""
 
     def terms(
-        self, x: Side, y: Side, leave_out: Callable[[Tensor], None], derivatives: bool
+        self, x: Side, y: Side, weigh: Callable[[Tensor], None], derivatives: bool
     ) -> Iterator[Term]:
         """Yield the kernel for column 0, then, if asked for, its derivatives for the others."""
 
@@ -77,7 +77,7 @@ def weighted_mmd(
         kernel: the kernel.
         x: one sample.
         y: the other.
-        periods: the pairs that each sum leaves out.
+        periods: the pairs that each sum weighs apart, or leaves out.
         coefficients: a, b and c.
     """
     inputs = (*x.rows, x.weights, *y.rows, y.weights, *coefficients)
@@ -87,12 +87,13 @@ def weighted_mmd(
     return value
 
 
-def leave_out_(block: Float[Tensor, "n m"], period: int | None, shift: int) -> None:
-    """Set the pairs of a block to zero where ``(i + shift) % period == j % period``."""
+def weigh_(block: Float[Tensor, "n m"], period: int | None, factor: float, shift: int) -> None:
+    """Multiply the pairs of a block by a factor where ``(i + shift) % period == j % period``."""
     if period is not None:
         rows, columns = block.shape
         for offset in range((shift + rows - 1) % period - rows + 1, columns, period):
-            block.diagonal(offset).zero_()
+            pairs = block.diagonal(offset)
+            pairs.mul_(factor) if factor else pairs.zero_()  # of what may not be finite
 
 
 def _value_and_gradients(
@@ -105,9 +106,10 @@ def _value_and_gradients(
     x, y, y_across = kernel.prepare(
         Sample(tuple(samples[: half - 1]), x_weights), Sample(tuple(samples[half:-1]), y_weights)
     )
-    xx = _sums_within(kernel, x, periods.xx, x_wanted)
-    yy = _sums_within(kernel, y, periods.yy, y_wanted)
-    xy, yx = _sums_across(kernel, x, y_across, periods.xy, x_wanted, y_wanted)
+    factor = periods.factor
+    xx = _sums_within(kernel, x, periods.xx, factor, x_wanted)
+    yy = _sums_within(kernel, y, periods.yy, factor, y_wanted)
+    xy, yx = _sums_across(kernel, x, y_across, periods.xy, factor, x_wanted, y_wanted)
 
     s_xx, s_yy, s_xy = _total(xx, x_weights), _total(yy, y_weights), _total(xy, x_weights)
     gradients: list[Tensor | None] = [None] * (2 * half)
@@ -122,15 +124,15 @@ def _value_and_gradients(
 
 
 def _sums_within(
-    kernel: PairKernel, x: Side, period: int | None, derivatives: bool
+    kernel: PairKernel, x: Side, period: int | None, factor: float, derivatives: bool
 ) -> Float[Tensor, "columns n"]:
     """Return the row sums of a sample over itself."""
     n = _num_rows(x)
     sums: Tensor = x[0].new_zeros(kernel.columns(x, derivatives), n)
     for rows in _row_blocks(n, n, kernel.block_elements):
         onwards, after = slice(rows.start, n), slice(rows.stop, n)
-        leave_out = partial(leave_out_, period=period, shift=0)
-        for term in kernel.terms(_select(x, rows), _select(x, onwards), leave_out, derivatives):
+        weigh = partial(weigh_, period=period, factor=factor, shift=0)
+        for term in kernel.terms(_select(x, rows), _select(x, onwards), weigh, derivatives):
             sums[term.columns, rows].add_(term.y_factors @ term.pairs.T)
             if rows.stop < n:
                 # The pairs before the diagonal mirror those after it.
@@ -140,7 +142,13 @@ def _sums_within(
 
 
 def _sums_across(
-    kernel: PairKernel, x: Side, y: Side, period: int | None, x_wanted: bool, y_wanted: bool
+    kernel: PairKernel,
+    x: Side,
+    y: Side,
+    period: int | None,
+    factor: float,
+    x_wanted: bool,
+    y_wanted: bool,
 ) -> tuple[Float[Tensor, "columns n"], Float[Tensor, "columns m"]]:
     """Return the row sums of x over y and, if wanted, those of y over x."""
     n, m = _num_rows(x), _num_rows(y)
@@ -148,8 +156,8 @@ def _sums_across(
     columns = kernel.columns(x, derivatives)
     x_sums, y_sums = x[0].new_zeros(columns, n), y[0].new_zeros(columns, m)
     for rows in _row_blocks(n, m, kernel.block_elements):
-        leave_out = partial(leave_out_, period=period, shift=rows.start)
-        for term in kernel.terms(_select(x, rows), y, leave_out, derivatives):
+        weigh = partial(weigh_, period=period, factor=factor, shift=rows.start)
+        for term in kernel.terms(_select(x, rows), y, weigh, derivatives):
             x_sums[term.columns, rows].add_(term.y_factors @ term.pairs.T)
             if y_wanted:
                 y_sums[term.columns].add_(term.x_factors @ term.pairs, alpha=term.sign)
@@ -245,7 +253,7 @@ class RadialPairs:
         return 1 + len(x.moments) if derivatives else 1
 
     def terms(
-        self, x: _Points, y: _Points, leave_out: Callable[[Tensor], None], derivatives: bool
+        self, x: _Points, y: _Points, weigh: Callable[[Tensor], None], derivatives: bool
     ) -> Iterator[Term]:
         """Yield the kernel and its slope."""
         # Clamps at zero, as clamp_ does; but vmap knows relu_.
@@ -253,13 +261,13 @@ class RadialPairs:
         num_features = len(x.left) - 2
         if not derivatives:
             value = self.kernel.profile(distances, num_features)
-            leave_out(value)
+            weigh(value)
             yield Term(slice(1), value, x.weights, y.weights)
             return
         value, slope = self.kernel.profile_and_slope(distances, num_features)
-        leave_out(value)
+        weigh(value)
         yield Term(slice(1), value, x.weights, y.weights)
-        leave_out(slope)
+        weigh(slope)
         yield Term(slice(1, None), slope, x.moments, y.moments)
 
     def gradients(self, x: _Points, sums: Float[Tensor, "columns n"]) -> Sequence[Tensor]:

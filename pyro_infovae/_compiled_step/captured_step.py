@@ -181,10 +181,13 @@ def capture(
             evaluation = evaluate(objective, model, guide, args, kwargs)
             loss = evaluation.loss
             gradients = _owned(_gradients(loss, leaves), inputs)
-        # A step of a flow that diverged leaves out its gradients.
+        # Where something of a flow is not finite, the step is Pyro's.
+        rows = [rows for sites in evaluation.finite.values() for rows in sites.values()]
+        unsound = [torch.where(finite.all(), 0.0, math.nan).to(loss) for finite in rows]
         minded = gradients.values() if evaluation.finite else ()
         # A sum is as finite as its parts.
-        report = torch.stack([loss.detach(), *(gradient.sum().to(loss) for gradient in minded)])
+        sums = [gradient.sum().to(loss) for gradient in minded]
+        report = torch.stack([loss.detach(), *sums, *unsound])
         updates = [stand_ins.get(id(source.value), source.value) for source in changed]
         return {"report": report, "gradients": gradients, "buffers": updates}
 

@@ -84,11 +84,17 @@ def take_apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         ValueError: for a tensor that requires a gradient.
     """
     leaves, structure = pytree.tree_flatten((args, kwargs))
-    for leaf in leaves:
+    for i, leaf in enumerate(leaves):
         if not isinstance(leaf, (*PLAIN, Tensor, nn.Module)):
+            remedy = (
+                "pass torch.as_tensor of it"
+                if hasattr(leaf, "__array__")
+                else "pass what model and guide need of it, in a dict say"
+            )
             raise TypeError(
                 "Expected arguments of tensors, numbers, strings and modules; got "
-                f"{type(leaf).__name__}, whose content may change: pass torch.as_tensor of it"
+                f"{_path(i, args, kwargs)} of type {type(leaf).__name__}, whose content may "
+                f"change: {remedy}"
             )
         if isinstance(leaf, Tensor) and leaf.requires_grad:
             raise ValueError(
@@ -104,6 +110,16 @@ def take_apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         structure,
         (torch.get_default_dtype(), *autocast),
     )
+
+
+def _path(i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """The i-th leaf of the arguments, as a user would write it."""
+    paths = [
+        name + pytree.keystr(path)
+        for name, side in (("args", args), ("kwargs", kwargs))
+        for path, _ in pytree.tree_flatten_with_path(side)[0]
+    ]
+    return paths[i]
 
 
 class Source(NamedTuple):

@@ -6,9 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from traceback import walk_tb
+from types import FrameType
 from typing import Any
 
 import torch
+from pyro.infer.elbo import ELBO
 from torch import Tensor
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import (
@@ -152,12 +154,21 @@ class StandIns(TorchDispatchMode):
 
 
 def _place_of(error: BaseException) -> str:
-    """The innermost line of a traceback that is no library's; else the innermost but torch's."""
+    """The innermost line of a traceback that is no library's; else the innermost of Pyro's."""
     lines = [
-        (frame.f_globals.get("__name__", "").split(".")[0], f"{frame.f_code.co_filename}:{number}")
+        (frame.f_globals.get("__name__", "").split(".")[0], _described(frame, number))
         for frame, number in walk_tb(error.__traceback__)
+        if frame.f_code.co_name != "torch_item"  # of Pyro's, by which its objectives read numbers
     ]
     lines = [line for line in lines if line[0] not in ("torch", "contextlib")]
     own = [line for line in lines if line[0] not in ("pyro", "pyro_infovae")]
+    pyros = [line for line in lines if line[0] == "pyro"]
     # The outermost line is that of the caller of this library.
-    return (own[1:] or lines)[-1][1]
+    return (own[1:] or pyros or lines)[-1][1]
+
+
+def _described(frame: FrameType, number: int) -> str:
+    """A line of code, and the objective whose it is."""
+    owner = frame.f_locals.get("self")
+    objective = f" of {type(owner).__name__}" if isinstance(owner, ELBO) else ""
+    return f"{frame.f_code.co_filename}:{number}{objective}"

@@ -60,7 +60,7 @@ Args:
     max_data: where there are more data, a random choice of so many is compared: time and
         memory grow with its square.
     sites: the latents, by name, in one stack of plates; their joint distribution counts. By
-        default every reparameterised latent in plates.
+        default every reparameterised latent in plates of data.
 
 Returns:
     The discrepancy, its standard error and p-value.

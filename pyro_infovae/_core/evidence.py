@@ -100,7 +100,8 @@ Args:
     num_samples: the number S of draws per row.
     chunk_size: $chunk_size
     elbo: draws from ``elbo.refine(model, guide)`` in the guide's place. Its bound is tighter;
-        whether its weights are better too, ``effective_sample_size`` tells.
+        whether its weights are better too, ``effective_sample_size`` tells. A draw whose flow
+        diverged has weight 0.
 
 Returns:
     The estimate with its reliability; a warning says so where it is not to be believed.
@@ -120,11 +121,20 @@ def warn_if_unreliable(evidence: Evidence[Any]) -> None:
     is_nan = np.isnan(pareto_k)
     if is_nan.any():
         warnings.warn(
-            f"log_evidence: nan in {int(is_nan.sum())} of {is_nan.size} rows: the model's density "
-            "is nan, or the elbo's flow diverged; lower its step_size",
+            f"log_evidence: nan in {int(is_nan.sum())} of {is_nan.size} rows: the density of model "
+            "or guide is nan there; look at the data and at the parameters",
             stacklevel=3,
         )
-    unreliable = pareto_k[pareto_k > RELIABLE_PARETO_K]
+    weightless = np.isneginf(np.array(evidence.log_evidence.tolist()).reshape(-1))
+    if weightless.any():
+        warnings.warn(
+            f"log_evidence: no draw has a weight in {int(weightless.sum())} of {weightless.size} "
+            "rows: the model excludes what the guide draws there, or the elbo's flow diverged in "
+            "every draw; lower its step_size",
+            stacklevel=3,
+        )
+    unreliable = pareto_k[~weightless]
+    unreliable = unreliable[unreliable > RELIABLE_PARETO_K]
     if len(unreliable) > 0:
         warnings.warn(
             f"log_evidence: Pareto k > {RELIABLE_PARETO_K} in {len(unreliable)} of {pareto_k.size} "

@@ -71,7 +71,7 @@ apart has I = log N nats, however much more it could tell of further data. A pla
 Args:
     num_samples: draws of z per datum, at least 2.
     sites: the latents, by name, in one stack of plates; their joint distribution counts. By
-        default every reparameterised latent in plates.
+        default every reparameterised latent in plates of data.
     chunk_size: codes to be scored at once under the conditionals of $scored_data; by default so
         many that no more than 2²³ numbers are held.
 
@@ -161,7 +161,7 @@ Args:
     data: the data the critic sees: an observed site, or a function of the model's arguments,
         as in :class:`~$package.TraceInfoMax_ELBO`.
     sites: the latents, by name, in one stack of plates; their joint distribution counts. By
-        default every reparameterised latent in plates.
+        default every reparameterised latent in plates of data.
 
 Returns:
     The estimate and its standard error. A progress bar is shown where tqdm is installed.

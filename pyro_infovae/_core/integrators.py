@@ -7,9 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FunctionType
 from typing import Any
 
-from pyro_infovae._core.arrays import Array
+from jaxtyping import Bool
+
+from pyro_infovae._core.arrays import Array, namespace
 
 StepSize = float | Array | Mapping[str, float | Array]
+
+LARGEST_MOMENTUM = 1e5
+"""Beyond it a flow has diverged: the log density of such a momentum is below -10⁹ nats."""
 
 TEMPERED_LEAPFROG = r"""
     For k from 1 to K,
@@ -95,6 +100,24 @@ def check_flow(
                 f"Expected step_size of {site!r} to broadcast to {tuple(position.shape)}; "
                 f"got shape {each}{' in each step' if per_step else ''}"
             )
+
+
+def resting(
+    step_size: Array, moving: Bool[Array, "*rows"], shape: Sequence[int], *, per_step: bool
+) -> Array:
+    """The step size of a site, 0 in the rows that are not to move.
+
+    Args:
+        step_size: it broadcasts to the site, below a leading axis of steps where there is one.
+        moving: which rows, the first axes of the site, are to move.
+        shape: that of the site.
+        per_step: whether there is an axis of steps.
+    """
+    moving = moving.reshape((*moving.shape, *(1 for _ in shape[moving.ndim :])))
+    if per_step:
+        steps, *each = step_size.shape
+        step_size = step_size.reshape((steps, *(1 for _ in shape[len(each) :]), *each))
+    return namespace(step_size).where(moving, step_size, 0.0)
 
 
 def step_size_of(step_size: StepSize, site: str) -> float | Array:

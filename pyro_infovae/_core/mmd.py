@@ -64,6 +64,12 @@ MMD_SQUARED_NORMAL = r"""
     same precision. There is no sampling noise, at the price of one pass over the pairs per feature.
     Memory grows with n + m; in torch the result can be differentiated once.
 
+    That is the discrepancy of infinitely many data, of which the rows are some: it may be slightly
+    negative. With ``num_data`` it is that of the N data at hand, whose aggregates are mixtures of N
+    components each. The pairs of a datum with an independent draw of itself then have the weight
+    1/N, the others (N - 1)/N. Given all N data, the result is exact and never negative, but for
+    rounding; given some, it is unbiased.
+
     Args:
         x_loc: locations of the rows of x.
         x_scale: their scales, nonnegative: 0 is a point.
@@ -72,13 +78,15 @@ MMD_SQUARED_NORMAL = r"""
         kernel: an RBF kernel or a sum of them.
         x_weights: as in :func:`mmd_squared`.
         y_weights: as in :func:`mmd_squared`.
-        batch_size: as in :func:`mmd_squared`.
+        batch_size: as in :func:`mmd_squared`; with ``num_data``, the rows of x by default.
+        num_data: N, the size of the data set; None for infinitely many data.
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: if shapes disagree, rows are too few, or the kernel has no closed form.
+        ValueError: if shapes disagree, rows are too few, ``num_data`` is below ``batch_size``, or
+            the kernel has no closed form.
 """
 
 
@@ -99,11 +107,19 @@ class Sample(NamedTuple):
 
 
 class Periods(NamedTuple):
-    """The pairs each sum leaves out: ``i % period == j % period``; None keeps all."""
+    """The pairs of a datum with itself in each sum, ``i % period == j % period``; None for none.
+
+    Attributes:
+        xx: the period within x.
+        yy: the period within y.
+        xy: the period across.
+        factor: the weight of those pairs against the others; 0 leaves them out.
+    """
 
     xx: int | None = None
     yy: int | None = None
     xy: int | None = None
+    factor: float = 0.0
 
     @classmethod
     def unbiased(cls, x: Sample, y: Sample, batch_size: int | None) -> Periods:
@@ -111,6 +127,12 @@ class Periods(NamedTuple):
         if batch_size is None:
             return cls(xx=len(x.rows[0]), yy=len(y.rows[0]))
         return cls(xx=batch_size, yy=batch_size, xy=batch_size)
+
+    @classmethod
+    def of_data_set(cls, batch_size: int, num_data: int) -> Periods:
+        """The pairs whose share in a minibatch is made that in the data set, 1 / num_data."""
+        factor = (batch_size - 1) / (num_data - 1) if batch_size < num_data else 1.0
+        return cls(batch_size, batch_size, batch_size, factor)
 
 
 class PairSums(NamedTuple):
@@ -159,30 +181,41 @@ def estimate_mmd_of_normals(
     x_weights: Float[Array, " n"] | None,
     y_weights: Float[Array, " m"] | None,
     batch_size: int | None,
+    num_data: int | None,
 ) -> Float[Array, ""]:
     """What ``mmd_squared_normal`` of either half returns, of locations with their scales."""
     check_scales(*x, *y)
-    check_samples(x[0], y[0], x_weights, y_weights, batch_size)
+    if num_data is not None:
+        batch_size = len(x[0]) if batch_size is None else batch_size
+        check_num_data(num_data, batch_size)
+    fewest = 2 if num_data is None else 1
+    check_samples(x[0], y[0], x_weights, y_weights, batch_size, fewest=fewest)
     lengthscales = rbf_lengthscales(kernel, x[0].shape[1])
     with sums.in_full_precision(x[0]):
         of_x = Sample.of((raised(x[0]), raised(x[1])), x_weights)
         of_y = Sample.of((raised(y[0]), raised(y[1])), y_weights)
-        return sums.normal(lengthscales, of_x, of_y, Periods.unbiased(of_x, of_y, batch_size))
+        if num_data is None or batch_size is None:
+            periods = Periods.unbiased(of_x, of_y, batch_size)
+        else:
+            periods = Periods.of_data_set(batch_size, num_data)
+        return sums.normal(lengthscales, of_x, of_y, periods)
 
 
 def coefficients(x: Sample, y: Sample, periods: Periods) -> tuple[Float[Array, ""] | float, ...]:
     """Return what turns the sums xx, yy and xy into averages, with their signs."""
-    first, n, m = x.rows[0], len(x.rows[0]), len(y.rows[0])
+    first, n, m, lacking = x.rows[0], len(x.rows[0]), len(y.rows[0]), 1 - periods.factor
     if x.weights is None and y.weights is None:
         counts = (n, n, periods.xx), (m, m, periods.yy), (n, m, periods.xy)
-        n_xx, n_yy, n_xy = (i * j - (i * j // p if p else 0) for i, j, p in counts)
+        n_xx, n_yy, n_xy = (i * j - (i * j // p * lacking if p else 0) for i, j, p in counts)
+        if min(n_xx, n_yy, n_xy) == 0:
+            return 0.0, 0.0, 0.0
         return 1 / n_xx, 1 / n_yy, -2 / n_xy
     xp = namespace(first, x.weights, y.weights)
     v, w = (xp.ones_like(s.rows[0][:, 0]) if s.weights is None else s.weights for s in (x, y))
     totals = (
-        _pair_weight(v, v, periods.xx),
-        _pair_weight(w, w, periods.yy),
-        _pair_weight(v, w, periods.xy),
+        _pair_weight(v, v, periods.xx, periods.factor),
+        _pair_weight(w, w, periods.yy, periods.factor),
+        _pair_weight(v, w, periods.xy, periods.factor),
     )
     enough = (totals[0] > 0) & (totals[1] > 0) & (totals[2] > 0)
     # The inner where keeps the gradient of the branch not taken finite.
@@ -243,6 +276,16 @@ def check_samples(
             )
 
 
+def check_num_data(num_data: int, batch_size: int) -> None:
+    """Check the size of a data set.
+
+    Raises:
+        ValueError: if the minibatch holds more.
+    """
+    if num_data < batch_size:
+        raise ValueError(f"Expected num_data of at least batch_size={batch_size}; got {num_data}")
+
+
 def check_scales(x_loc: Array, x_scale: Array, y_loc: Array, y_scale: Array) -> None:
     """Check that scales have the shapes of their locations.
 
@@ -258,13 +301,13 @@ def check_scales(x_loc: Array, x_scale: Array, y_loc: Array, y_scale: Array) -> 
 
 
 def _pair_weight(
-    v: Float[Array, " n"], w: Float[Array, " m"], period: int | None
+    v: Float[Array, " n"], w: Float[Array, " m"], period: int | None, factor: float
 ) -> Float[Array, ""]:
-    """Return the weight of all pairs kept; exactly 0 if only one datum has a weight."""
+    """Return the weight of all pairs; exactly 0 where all that have one are left out."""
     if period is None:
         return v.sum() * w.sum()
     v_data, w_data = v.reshape(-1, period).sum(0), w.reshape(-1, period).sum(0)
-    return (v_data * (w_data.sum() - w_data)).sum()
+    return (v_data * (w_data.sum() - w_data)).sum() + factor * (v_data * w_data).sum()
 
 
 def _dense_sum(kernel: Kernel, x: Sample, y: Sample, period: int | None) -> Float[Array, ""]:

@@ -40,8 +40,9 @@ scaled to the full size of every subsampled plate. :math:`q(z)` is the aggregate
 estimated by the rows of the minibatch; :math:`p(z)` is drawn afresh from the model, with every
 other latent as the guide drew it.
 
-Latents with the same stack of plates form a group, whose joint distribution is compared;
-several groups add up, each with its own :math:`N`.
+Latents in the same plates and under the same mask form a group, whose joint distribution is
+compared; several groups add up, each with its own :math:`N`. Where a minibatch or its mask leaves
+a single row, the step has no penalty and warns.
 
 Args:
     alpha: the weight :math:`\alpha \le 1` of the mutual information preference. 0 keeps the
@@ -50,10 +51,13 @@ Args:
     kernel: a kernel of :mod:`$package.kernels`, or any callable ``(x, y) -> matrix``;
         ``RBF()`` by default.
     sites: the latents to penalise, by name. By default every reparameterised latent in
-        plates; discrete ones and those outside plates keep the base's treatment.
+        plates of data, those of an observed site; all others keep the base's treatment.
     estimator: ``"unbiased"`` (a U-statistic, may be slightly negative), ``"biased"`` (a
         V-statistic, at least 0) or ``"closed_form"`` (no sampling; one latent per group whose
-        guide and prior are diagonal normals, RBF kernels).
+        guide and prior are diagonal normals, RBF kernels). The first is the discrepancy of
+        infinitely many data, of which yours are some; the last that of the data at hand, so
+        that with ``alpha=0`` and a bound as base, -loss remains in expectation a lower bound on
+        :math:`\log p(x)`.
     prior_draws: draws from the prior per datum.
     num_particles: draws per datum of the default base; the penalty pools them."""
     + _PENALISED
@@ -99,7 +103,7 @@ Args:
         arguments to an array (data, \*event). By default the observed site in the latents'
         plates.
     sites: the latents, by name, in one stack of plates. By default every reparameterised
-        latent in plates.
+        latent in plates of data.
     name: $named
     num_particles: draws per datum of the default base; their scores are pooled."""
     + _PENALISED
@@ -260,6 +264,15 @@ def warn_of_single_row(caller: str, names: Collection[str]) -> None:
     warnings.warn(
         f"{caller}: the minibatch holds a single row of {list(names)}, which has no penalty in "
         "this step: pass drop_last=True to the data loader, or use larger minibatches",
+        stacklevel=3,
+    )
+
+
+def warn_of_enumeration(names: Collection[str]) -> None:
+    """Warn that a base draws latents that the program wants summed out."""
+    warnings.warn(
+        f"The latents {list(names)} are marked to be enumerated, and the base draws them: use "
+        "base=TraceEnum_ELBO(...)",
         stacklevel=3,
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 
 from pyro_infovae._core.arrays import namespace
 from pyro_infovae._core.row_weights import fits, row_weights
@@ -122,7 +122,8 @@ class Selection:
 
 def _are_of_data(plates: Iterable[Plate], model: Sites) -> bool:
     names = {plate.name for plate in plates}
-    observed = [site for site in model.values() if site.is_data or site.is_factor]
+    # A factor is an observation of a Unit.
+    observed = [s for s in model.values() if s.is_data or (not s.is_latent and s.kind == "Unit")]
     return not observed or any(names <= {plate.name for plate in site.plates} for site in observed)
 
 
@@ -145,7 +146,8 @@ def check_reweighted(recorder: Any, reweighted: Iterable[str], selected: frozens
     if selected == frozenset(reweighted):
         return
     if recorder.reweighted is None:
-        raise Reselected(recorder, selected)
+        leave = Reselected(recorder, selected)
+        raise leave
     raise ValueError(
         f"{recorder.selection.caller}: the latents in plates of data change from run to run, from "
         f"{sorted(recorder.reweighted)} to {sorted(selected)}: name them in sites"
@@ -182,8 +184,8 @@ class Rows:
         batch_size: the data of the minibatch; row r belongs to datum r modulo ``batch_size``. None
             outside plates, where the particles themselves are the rows.
         num_data: N, the product of the full sizes of the group's plates.
-        data: by site name, the observed values in the same plates, (rows, \*event); empty where
-            they were not asked for.
+        data: by site name, the observed values in the same plates, (rows, \*event), 0 where they
+            are masked; empty where they were not asked for.
     """
 
     latents: OrderedDict[str, Float[Any, "rows _"]]
@@ -206,6 +208,27 @@ class Rows:
         first = next(iter(self.latents.values()))
         return namespace(first).ones_like(first[:, 0])
 
+    def counting(self, counts: Bool[Any, " rows"] | None) -> Rows:
+        """The same rows, of which only some count further; None for all."""
+        if counts is None:
+            return self
+        return replace(self, weights=self.dense_weights * counts)
+
+    def cleared(self) -> Rows:
+        """The same rows, with zeros for what one of weight 0 holds, be it nan."""
+        if self.weights is None:
+            return self
+        xp, counts = namespace(self.weights), self.weights > 0
+
+        def clear(values: Any) -> Any:
+            return xp.where(counts.reshape(-1, *(1,) * (values.ndim - 1)), values, 0)
+
+        return replace(
+            self,
+            latents=OrderedDict((name, clear(values)) for name, values in self.latents.items()),
+            data={name: clear(values) for name, values in self.data.items()},
+        )
+
 
 def groups_of(run: Run) -> list[tuple[str, ...]]:
     """The selected latents, those with the same stack of plates and the same masks together."""
@@ -215,6 +238,12 @@ def groups_of(run: Run) -> list[tuple[str, ...]]:
             masks = site.mask_numbers, run.guide[name].mask_numbers
             groups.setdefault((tuple(p.name for p in site.plates), masks), []).append(name)
     return [tuple(group) for group in groups.values()]
+
+
+def drawn_not_enumerated(run: Run) -> list[str]:
+    """The latents that the program marks to be enumerated, and the base draws."""
+    sites = {**run.model, **run.guide}.values()
+    return [s.name for s in sites if s.asks_enumeration and s.is_latent and s.enumeration is None]
 
 
 def particles_of(run: Run) -> list[Run]:
@@ -263,10 +292,27 @@ def data_of(names: Sequence[str], run: Run) -> dict[str, Shaped[Any, " rows *eve
     shape = batch_shape(group, run)
     plates = {plate.name for plate in group[0].plates}
     return {
-        name: expand_rows(site.value, site.event_dim, shape, run)
+        name: expand_rows(_kept_value(site), site.event_dim, shape, run)
         for name, site in run.model.items()
         if site.is_data and {plate.name for plate in site.plates} == plates
     }
+
+
+def counts_of(name: str, names: Sequence[str], run: Run) -> Bool[Any, " rows"] | None:
+    """Which rows of a group have an entry of an observed site that is not masked; None for all."""
+    site, shape = run.model[name], batch_shape([run.model[name] for name in names], run)
+    if site.kept is None:
+        return None
+    kept = namespace(site.kept).broadcast_to(site.kept, tuple(_kept_value(site).shape))
+    rows = expand_rows(kept, site.event_dim, shape, run)
+    return rows.reshape(rows.shape[0], math.prod(rows.shape[1:])).any(1)
+
+
+def _kept_value(site: Site) -> Any:
+    """An observation with zeros where it is masked, be it nan there."""
+    return (
+        site.value if site.kept is None else namespace(site.value).where(site.kept, site.value, 0)
+    )
 
 
 def normal_rows(
@@ -335,6 +381,13 @@ def batch_shape(group: Sequence[Site], run: Run) -> tuple[int, ...]:
                 "plate: declare a plate for it, or make it an event dim with .to_event()"
             )
     return shape
+
+
+def enumerated_shapes(run: Run, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """The batch shapes of latents where the guide enumerates some; elsewhere plates say all."""
+    if all(site.enumeration is None for site in run.guide.values()):
+        return {}
+    return {name: batch_shape([run.model[name]], run) for name in names}
 
 
 def _broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

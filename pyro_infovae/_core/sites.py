@@ -5,9 +5,14 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
+
+from pyro_infovae._core.arrays import namespace
+
+SAME_SCALE = 1e-6
+"""How far, in proportion, the scales of two sites may differ by rounding."""
 
 
 class Plate(NamedTuple):
@@ -51,8 +56,12 @@ class Site:
         is_auxiliary: whether it is marked as a draw of the guide alone, or is a factor.
         is_reparameterised: whether its distribution has ``rsample``.
         masks_features: whether a mask lies below its event dims.
+        batch_shape: that of its distribution.
         mask_numbers: which of the masks of its run it is under.
+        asks_enumeration: whether the program marks it to be enumerated.
         enumeration: how it is enumerated, if it is.
+        kept: where an observation's entries are not masked, which broadcasts to its value; None
+            where all count.
         scale: the factor on its log density, where that can be kept.
         fn: its distribution, likewise.
     """
@@ -69,15 +78,13 @@ class Site:
     is_auxiliary: bool
     is_reparameterised: bool
     masks_features: bool
+    batch_shape: tuple[int, ...]
     mask_numbers: tuple[int, ...] = ()
+    asks_enumeration: bool = False
     enumeration: Enumeration | None = None
+    kept: Any = None
     scale: Any = None
     fn: Any = None
-
-    @property
-    def is_factor(self) -> bool:
-        """Whether it is a factor on the joint density."""
-        return not self.is_latent and self.kind == "Unit"
 
 
 # Ordered explicitly, for JAX sorts the keys of a plain dictionary.
@@ -107,9 +114,45 @@ class Run:
     particle: int | None = None
 
 
+def kept_entries(value: Any, masks: Iterable[tuple[Any, int]]) -> Any:
+    """Where masks are all true, each given with the event dims below it; None without any.
+
+    A mask that is trivially true is none.
+    """
+    xp, kept = namespace(value), None
+    for mask, event_dim in masks:
+        if mask is not None and mask is not True:
+            mask = xp.asarray(mask)
+            mask = mask.reshape((*mask.shape, *(1,) * event_dim))
+            kept = mask if kept is None else xp.logical_and(kept, mask)
+    return kept
+
+
 def subsample_factor(plates: Iterable[Plate]) -> float:
     """The factor that sites of a stack of plates are scaled by: the product of N / B."""
     return math.prod(plate.full_size / plate.size for plate in plates)
+
+
+def common_scale(scales: Sequence[Any]) -> Any:
+    """The factor that all sites of a program share beside those of their plates, or else 1.
+
+    Args:
+        scales: the factor on each: a number, or an array, which nothing waits for.
+
+    Example:
+        >>> common_scale([0.25, 0.25]), common_scale([0.25, 1.0])
+        (0.25, 1.0)
+    """
+    if all(getattr(scale, "ndim", 0) == 0 for scale in scales):
+        first, *others = scales
+        low, high = abs(first) * (1 - SAME_SCALE), abs(first) * (1 + SAME_SCALE)
+        shared = (first != 0) & (first == first)
+        for other in others:
+            shared = shared & (low <= abs(other)) & (abs(other) <= high)
+        if isinstance(shared, bool):
+            return first if shared else 1.0
+        return namespace(shared, first).where(shared, first, 1.0)
+    return 1.0
 
 
 def check_kl_is_separable(name: str, run: Run, kl_weight: Any) -> None:
@@ -135,7 +178,7 @@ def check_kl_is_separable(name: str, run: Run, kl_weight: Any) -> None:
     for other, site in run.model.items():
         if site.enumeration is None or other in run.guide:
             continue
-        prior, dim = run.model[name].fn.batch_shape, site.enumeration.dim
+        prior, dim = run.model[name].batch_shape, site.enumeration.dim
         if len(prior) >= -dim and prior[dim] > 1:
             raise NotImplementedError(
                 f"The KL of '{name}' cannot be weighted by {kl_weight:g}: its prior depends on "

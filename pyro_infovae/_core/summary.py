@@ -80,7 +80,7 @@ Args:
     num_samples: draws of z per datum, at least 4.
     num_importance_samples: draws of z per datum for log p(x).
     sites: the latents, by name, in one stack of plates; log p(x) has all of them. By default
-        every reparameterised latent in plates.
+        every reparameterised latent in plates of data.
 
 Returns:
     The table. A progress bar is shown where tqdm is installed.

@@ -28,7 +28,7 @@ from pyro_infovae._core.information import (
 from pyro_infovae._core.programs import Program
 from pyro_infovae._core.progress import with_progress
 from pyro_infovae._diagnostics.data_runs import numpy_generator
-from pyro_infovae._traces.critic_data import DataSource, critic_data
+from pyro_infovae._traces.critic_data import DataSource, critic_rows
 from pyro_infovae._traces.fresh_draws import FreshDraws, datum_of_rows, parameters_untouched
 from pyro_infovae.critics import ConcatCritic
 from pyro_infovae.mutual_information import Bound, get_bound
@@ -125,9 +125,8 @@ class _Part:
     def _draw(self) -> _Rows:
         """One run's rows of this part that are not masked."""
         group = self.draws.draw()
-        rows = group.posterior
-        x = critic_data(self.data, group, caller=_CALLER)
-        drawn = _Rows(x, rows.values, datum_of_rows(group))
+        rows = critic_rows(self.data, group, caller=_CALLER)
+        drawn = _Rows(rows.data["x"], rows.values, datum_of_rows(group))
         return drawn.take(self.kept.to(drawn.datum.device)[drawn.datum] & (rows.dense_weights > 0))
 
     def batches(self, batch_size: int) -> Iterator[_Rows]:

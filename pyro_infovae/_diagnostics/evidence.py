@@ -15,6 +15,7 @@ from pyro_infovae._core.evidence import Evidence
 from pyro_infovae._core.information import check_chunks
 from pyro_infovae._core.programs import Program
 from pyro_infovae._traces.importance_weights import ImportanceSampler, chunk_sizes
+from pyro_infovae._traces.runs import buffers_untouched
 from pyro_infovae.trace_hamiltonian_elbo import TraceHamiltonian_ELBO
 
 
@@ -40,7 +41,7 @@ def log_evidence(
     if elbo is not None:
         guide = elbo.refine(model, guide)
     store = pyro.get_param_store()
-    with torch.no_grad(), store.scope(store.get_state()):
+    with torch.no_grad(), store.scope(store.get_state()), buffers_untouched():
         sampler = ImportanceSampler.of(model, guide, args, kwargs)
         sizes = chunk_sizes(num_samples, chunk_size, sampler.draw_size)
         found = Evidence(torch.cat([sampler.log_weights(size) for size in sizes]))

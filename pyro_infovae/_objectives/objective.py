@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypeAlias
 
 import torch
@@ -22,13 +22,12 @@ from pyro.infer.util import (
 from pyro.poutine import Trace
 from pyro.util import warn_if_nan
 from torch import Tensor
-from torch.distributions import biject_to, kl_divergence
-from torch.distributions.transforms import ComposeTransform, IndependentTransform, Transform
+from torch.distributions import kl_divergence
 
 from pyro_infovae._core.evaluation import Evaluation
 from pyro_infovae._core.objectives import warn_of_counts
 from pyro_infovae._core.programs import Program
-from pyro_infovae._objectives.divergence import take_back_if_diverged, warn_of_rows
+from pyro_infovae._objectives.divergence import take_back_if_not_finite, warn_of_rows
 from pyro_infovae._objectives.foreign_losses import enumerated_loss, foreign_loss
 
 Traces: TypeAlias = Iterable[tuple[Trace, Trace]]
@@ -62,7 +61,8 @@ class Objective(ELBO):
         evaluation = self.evaluate(model, guide, *args, **kwargs)
         loss = float(evaluation.loss.item())
         warn_if_nan(loss, "loss")
-        warn_of_counts(evaluation.counts)
+        if evaluation.counts:
+            warn_of_counts(evaluation.counts)
         return loss
 
     def differentiable_loss(
@@ -82,8 +82,8 @@ class Objective(ELBO):
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The loss in nats, as a float, after adding its gradient to every parameter's ``grad``.
 
-        A step in which a flow diverged, so that the loss or its gradient is not finite, leaves no
-        gradient, and a warning.
+        A row whose flow diverged counts by the guide's own draw, and a warning says so. Where the
+        loss or its gradient is not finite all the same, a step of a flow leaves no gradient.
 
         Args:
             model: the model.
@@ -94,16 +94,16 @@ class Objective(ELBO):
         evaluation = self.evaluate(model, guide, *args, **kwargs)
         tensor = evaluation.loss
         loss = float(tensor.item())
-        warn_of_counts(evaluation.counts)
+        if evaluation.counts:
+            warn_of_counts(evaluation.counts)
         if not evaluation.finite:
             warn_if_nan(loss, "loss")
-        elif not math.isfinite(loss):
-            warn_of_rows(loss, evaluation.finite)
-            return loss
-        if tensor.requires_grad:
+        is_left_out = bool(evaluation.finite) and not math.isfinite(loss)
+        if tensor.requires_grad and not is_left_out:
             tensor.backward(retain_graph=self.retain_graph)
-            if evaluation.finite:
-                take_back_if_diverged(loss, tensor)
+            is_left_out = bool(evaluation.finite) and take_back_if_not_finite(tensor)
+        if evaluation.finite:
+            warn_of_rows(loss, evaluation.finite, is_left_out=is_left_out)
         return loss
 
 
@@ -112,15 +112,16 @@ class TraceAnalyticKL_ELBO(Objective, Trace_ELBO):
 
     .. math:: \mathrm{loss} = -E_q[\log p(x \mid z)] + \mathrm{KL}(q(z \mid x) \| p(z))
 
-    in nats, summed over the data set. Where model and guide visit the latents in the same order
-    and all of them are reparameterised it is :class:`~pyro.infer.TraceMeanField_ELBO`, elsewhere
-    :class:`~pyro.infer.Trace_ELBO`.
+    in nats, summed over the data set. The closed form is valid where model and guide visit the
+    latents in the same order and all of them are reparameterised. A point mass in the guide, whose
+    log density may be a flow's, is always sampled, and so is a latent that model and guide weigh
+    differently.
     """
 
     def evaluate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Evaluation:
         """Run model and guide, and return the loss and its terms."""
         traces = self._get_traces(model, guide, args, kwargs)
-        return evaluate_traces(traces, self.num_particles, analytic=has_analytic_kl)
+        return evaluate_traces(traces, self.num_particles, analytic=latents_with_analytic_kl)
 
 
 def evaluate(
@@ -138,23 +139,23 @@ def evaluate(
     if isinstance(elbo, Objective):
         return elbo.evaluate(model, guide, *args, **kwargs)
     if type(elbo) in (Trace_ELBO, TraceMeanField_ELBO):
-        is_analytic = type(elbo) is TraceMeanField_ELBO
+        analytic = _latents if type(elbo) is TraceMeanField_ELBO else lambda *_: []
         traces = elbo._get_traces(model, guide, args, kwargs)
-        return evaluate_traces(traces, elbo.num_particles, analytic=lambda *_: is_analytic)
+        return evaluate_traces(traces, elbo.num_particles, analytic=analytic)
     if type(elbo) is TraceEnum_ELBO:
         return Evaluation(enumerated_loss(elbo, model, guide, args, kwargs))
     return Evaluation(foreign_loss(elbo, model, guide, args, kwargs))
 
 
 def evaluate_traces(
-    traces: Traces, num_particles: int, *, analytic: Callable[[Trace, Trace], bool]
+    traces: Traces, num_particles: int, *, analytic: Callable[[Trace, Trace], Collection[str]]
 ) -> Evaluation:
     """Evaluate the stock ELBO on the runs of model and guide.
 
     Args:
         traces: the traces of model and guide, a pair per particle.
         num_particles: their number.
-        analytic: says of a pair whether every KL is taken in closed form.
+        analytic: names the latents of a pair whose KL is taken in closed form, if it has one.
 
     Returns:
         The loss, whose gradient is that of Pyro's surrogate loss, and its terms
@@ -163,7 +164,7 @@ def evaluate_traces(
     loss: Any = 0.0
     terms: dict[str, Any] = {}
     for pair in traces:
-        likelihoods, divergences = (_analytic_terms if analytic(*pair) else _sampled_terms)(*pair)
+        likelihoods, divergences = _terms(*pair, analytic=analytic(*pair))
         for site, term in likelihoods.items():
             loss = loss - term
             _add(terms, f"log_likelihood[{site}]", term)
@@ -176,47 +177,58 @@ def evaluate_traces(
     return Evaluation(torch.as_tensor(loss), terms)
 
 
-def has_analytic_kl(model_trace: Trace, guide_trace: Trace) -> bool:
-    """Whether the KL of every latent may be taken in closed form."""
-    model = list(model_trace.stochastic_nodes)
+def latents_with_analytic_kl(model_trace: Trace, guide_trace: Trace) -> Collection[str]:
+    """The latents whose closed-form KL has the expectation of the sampled one."""
+    model = _latents(model_trace, guide_trace)
     guide = [name for name in guide_trace.stochastic_nodes if name in model_trace.nodes]
-    if model != guide:
+    if model != guide or not all(guide_trace.nodes[name]["fn"].has_rsample for name in guide):
+        return ()
+    return [
+        name for name in guide if _is_analytic(model_trace.nodes[name], guide_trace.nodes[name])
+    ]
+
+
+def _latents(model_trace: Trace, guide_trace: Trace) -> list[str]:
+    return list(model_trace.stochastic_nodes)
+
+
+def _is_analytic(model_site: Any, guide_site: Any) -> bool:
+    # Pyro's KL of a point mass leaves out its log density, which may be a flow's or a Jacobian.
+    if isinstance(_innermost(guide_site["fn"]), Delta):
         return False
-    # Pyro's KL of a point mass leaves out its density, which AutoNormal uses for the Jacobian.
-    auxiliary = len(guide_trace.stochastic_nodes) > len(guide)
-    return all(
-        guide_trace.nodes[name]["fn"].has_rsample
-        and not (auxiliary and _is_transformed(model_trace.nodes[name], guide_trace.nodes[name]))
-        for name in guide
-    )
+    # One factor weighs all of a closed form, as far as the factors can be compared without waiting.
+    scales = guide_site["scale"], model_site["scale"]
+    alike = any(isinstance(scale, Tensor) for scale in scales) or scales[0] == scales[1]
+    return alike and (guide_site["mask"] is None) == (model_site["mask"] is None)
 
 
-def _is_transformed(model_site: Any, guide_site: Any) -> bool:
-    return isinstance(guide_site["fn"], Delta) and not _is_identity(
-        biject_to(model_site["fn"].support)
-    )
-
-
-def _is_identity(transform: Transform) -> bool:
-    while isinstance(transform, IndependentTransform):
-        transform = transform.base_transform
-    return isinstance(transform, ComposeTransform) and not transform.parts
+def _innermost(fn: Any) -> Any:
+    """The distribution below event dims, masks, expansions and transforms."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn
 
 
 _Terms: TypeAlias = dict[str, Any]
 
 
-def _sampled_terms(model_trace: Trace, guide_trace: Trace) -> tuple[_Terms, _Terms]:
-    """Log likelihoods and divergences by site, with the gradient of Pyro's ``Trace_ELBO``."""
+def _terms(
+    model_trace: Trace, guide_trace: Trace, *, analytic: Collection[str]
+) -> tuple[_Terms, _Terms]:
+    """Log likelihoods and divergences by site, with the gradient of Pyro's own ELBOs."""
     likelihoods: _Terms = {}
     divergences: _Terms = {}
     log_ratio: MultiFrameTensor | None = None
     for name, site in _sample_sites(model_trace):
         if site["is_observed"]:
             likelihoods[name] = site["log_prob_sum"]
+        elif name in analytic:
+            divergences[name] = _divergence(guide_trace.nodes[name], site)
         else:
             divergences[name] = -site["log_prob_sum"]
     for name, site in _sample_sites(guide_trace):
+        if name in analytic:
+            continue
         _, score_function_term, entropy_term = site["score_parts"]
         if is_identically_zero(score_function_term):
             log_q = (
@@ -230,23 +242,6 @@ def _sampled_terms(model_trace: Trace, guide_trace: Trace) -> tuple[_Terms, _Ter
                 surrogate = surrogate + entropy_term.sum()
             log_q = site["log_prob_sum"].detach() + (surrogate - surrogate.detach())
         divergences[name] = divergences.get(name, 0.0) + log_q
-    return likelihoods, divergences
-
-
-def _analytic_terms(model_trace: Trace, guide_trace: Trace) -> tuple[_Terms, _Terms]:
-    """The same with the KL of each latent in closed form, where there is one."""
-    likelihoods: _Terms = {}
-    divergences: _Terms = {}
-    for name, site in _sample_sites(model_trace):
-        if site["is_observed"]:
-            likelihoods[name] = site["log_prob_sum"]
-        else:
-            divergences[name] = _divergence(guide_trace.nodes[name], site)
-    for name, site in _sample_sites(guide_trace):
-        if name not in model_trace.nodes:
-            if is_validation_enabled():
-                check_fully_reparametrized(site)
-            divergences[name] = site["score_parts"].entropy_term.sum()
     return likelihoods, divergences
 
 

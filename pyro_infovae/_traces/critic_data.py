@@ -9,8 +9,9 @@ from typing import TypeAlias
 from jaxtyping import Shaped
 from torch import Tensor
 
+from pyro_infovae._core.rows import counts_of
 from pyro_infovae._core.sites import Run
-from pyro_infovae.groups import Group, joined
+from pyro_infovae.groups import Group, Rows, joined
 
 DataSource: TypeAlias = str | Callable[..., Tensor] | None
 
@@ -35,8 +36,10 @@ def only_group(groups: Sequence[Group], *, caller: str) -> Group:
     return group
 
 
-def critic_data(source: DataSource, group: Group, *, caller: str) -> Shaped[Tensor, " rows *event"]:
-    r"""The data of a group of latents, a row per row of the latents of this rank.
+def critic_rows(source: DataSource, group: Group, *, caller: str) -> Rows:
+    r"""The rows of a group of latents with their data, named ``"x"``.
+
+    Rows whose data are masked do not count, and what a row that does not count holds is 0.
 
     Args:
         source: the name of an observed site, a function of the model's arguments to a tensor
@@ -49,17 +52,26 @@ def critic_data(source: DataSource, group: Group, *, caller: str) -> Shaped[Tens
             gives a tensor of another shape.
     """
     if callable(source):
-        return _of_arguments(source(*group.args, **group.kwargs), group)
+        x = _of_arguments(source(*group.args, **group.kwargs), group)
+        return group.with_data({"x": x}).cleared()
     observed = group.own_data
-    if source is None and len(observed) == 1:
-        return next(iter(observed.values()))
-    if source in observed:
-        return observed[source]
+    name = next(iter(observed)) if source is None and len(observed) == 1 else source
+    if name not in observed:
+        raise ValueError(_not_found(source, group, list(observed), caller))
+    assert isinstance(name, str)
+    parts = [counts_of(name, group.names, run) for run in group.runs]
+    known = [part for part in parts if part is not None]
+    return group.with_data({"x": observed[name]}, joined(known) if known else None).cleared()
+
+
+def _not_found(source: DataSource, group: Group, observed: list[str], caller: str) -> str:
     wanted = "one observed site" if source is None else f"the observed site '{source}'"
-    raise ValueError(
-        f"{caller}: Expected {wanted} in the plates of {list(group.names)}; got {list(observed)}: "
-        "pass data= one of them, or a function of the model's arguments"
+    found = (
+        f"{observed}: pass data= one of them, or a function of the model's arguments"
+        if observed
+        else "none: pass data= a function of the model's arguments, or choose latents by sites"
     )
+    return f"{caller}: Expected {wanted} in the plates of {list(group.names)}; got {found}"
 
 
 def _of_arguments(data: Tensor, group: Group) -> Shaped[Tensor, " rows *event"]:

@@ -12,21 +12,26 @@ from typing import Any, TypeAlias
 import pyro
 import torch
 from pyro.distributions.util import scale_and_mask, sum_rightmost
+from pyro.poutine import Trace
 from pyro.poutine.broadcast_messenger import BroadcastMessenger
+from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger, block_messengers
 from pyro.poutine.runtime import _DIM_ALLOCATOR, Message
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import Transform, biject_to
+from torch.distributions import Transform, biject_to, constraints
 
-from pyro_infovae._arrays.checkpointing import checkpointed_gradient
+from pyro_infovae._arrays.checkpointing import checkpointed_gradient, differentiable
 from pyro_infovae._arrays.full_precision import raised
 from pyro_infovae._core.programs import Program
+from pyro_infovae._core.sites import common_scale
+from pyro_infovae._traces.enumeration import enumerated_elbo
 from pyro_infovae._traces.recording import full_size, is_latent
-from pyro_infovae._traces.runs import leaving_when
+from pyro_infovae._traces.runs import buffers_untouched, leaving_when
 
 Values: TypeAlias = dict[str, Tensor]
+Position: TypeAlias = Callable[[str, Transform, int], tuple[Tensor, Tensor | None]]
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,14 @@ class Placed:
         constrained: the values z by site name, as the model sees them.
         unconstrained: the positions u, with z = T(u).
         log_jacobian: log|det J_T(u)| by site name, in the site's batch shape.
+        inside: by site name, which rows were placed; one on the edge of its support was not, and
+            stands at u = 0 instead.
     """
 
     constrained: Values
     unconstrained: Values
     log_jacobian: Values
+    inside: Values
 
 
 @dataclass(frozen=True)
@@ -51,8 +59,9 @@ class LogJoint:
     .. math:: \ell(u) = \log p(x, T(u)) + \log |\det J_T(u)|
 
     with T from the unconstrained space to each site's support. In a subsampled plate the force on
-    a site is divided by the subsample factors of its plates, so that every datum is moved by its
-    own posterior and not by a power of it.
+    a site is divided by the subsample factors of its plates, and everywhere by a scale that all
+    sites of the model share, so that every datum is moved by its own posterior and not by a power
+    of it.
 
     Positions are in float32 at least, in which small steps are not lost.
 
@@ -63,6 +72,8 @@ class LogJoint:
         given: the values of the other latents and of the minibatches, by site name.
         plates: for each flowing site the plates it is in, by site name.
         outer: the plates around the whole program.
+        max_plate_nesting: the depth of all plates; latents that the model enumerates, which the
+            guide does not draw, are summed out in dims to the left of it.
         dtypes: of the flowing sites in the model, by site name, where their positions have another.
     """
 
@@ -72,15 +83,18 @@ class LogJoint:
     given: Values
     plates: Mapping[str, tuple[CondIndepStackFrame, ...]]
     outer: tuple[CondIndepStackFrame, ...]
+    max_plate_nesting: int
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     def unconstrain(self, values: Values) -> Placed:
         """The positions of the given values."""
-        return self._place(values, lambda name, transform: transform.inv(raised(values[name])))
+        return self._place(
+            values, lambda name, transform, rows: _inverse(raised(values[name]), transform, rows)
+        )
 
     def constrain(self, positions: Values) -> Placed:
         """The values at the given positions."""
-        return self._place(positions, lambda name, _: positions[name])
+        return self._place(positions, lambda name, *_: (positions[name], None))
 
     def potential_grad(self, positions: Values) -> tuple[Values, Tensor]:
         r"""The gradient :math:`-\nabla \ell` per site, each datum's own, and :math:`-\ell`."""
@@ -89,7 +103,7 @@ class LogJoint:
         def log_joint(*tensors: Tensor) -> Tensor:
             u = dict(zip(names, tensors, strict=False))
             given = dict(zip(others, tensors[len(names) :], strict=True))
-            scored = _Scored(self, given, lambda name, _: u[name])
+            scored = _Scored(self, given, lambda name, *_: (u[name], None))
             self._run(scored)
             return scored.log_joint
 
@@ -101,7 +115,7 @@ class LogJoint:
             name: -gradient / factors[name] for name, gradient in zip(names, gradients, strict=True)
         }, -value
 
-    def _place(self, values: Values, position: Callable[[str, Transform], Tensor]) -> Placed:
+    def _place(self, values: Values, position: Position) -> Placed:
         placing = _Placing(self, self.given, position)
         self._run(placing, lambda: placing.constrained.keys() >= values.keys())
         for name in values.keys() - placing.constrained.keys():
@@ -110,17 +124,22 @@ class LogJoint:
                 "posterior to follow: leave it out of the guide or of sites, or mark it "
                 "infer={'is_auxiliary': True} if other latents are computed from it"
             )
-        return Placed(placing.constrained, placing.unconstrained, placing.log_jacobian)
+        return Placed(
+            placing.constrained, placing.unconstrained, placing.log_jacobian, placing.inside
+        )
 
     def _run(self, handler: _Placing, is_done: Callable[[], bool] = lambda: False) -> None:
         with (
             pyro.validation_enabled(False),
             block_messengers(lambda _: True),
             _outer_plates(self.outer),
+            buffers_untouched(),
             handler,
             leaving_when(is_done),
+            EnumMessenger(first_available_dim=-1 - self.max_plate_nesting),
         ):
-            self.model(*self.args, **self.kwargs)
+            args, kwargs = differentiable((self.args, self.kwargs))
+            self.model(*args, **kwargs)
 
 
 def subsample_factor(frames: Collection[CondIndepStackFrame]) -> float:
@@ -135,7 +154,7 @@ class _Placing(Messenger):
         self,
         target: LogJoint,
         given: Values,
-        position: Callable[[str, Transform], Tensor],
+        position: Position,
     ) -> None:
         super().__init__()
         self.target = target
@@ -144,15 +163,20 @@ class _Placing(Messenger):
         self.constrained: Values = {}
         self.unconstrained: Values = {}
         self.log_jacobian: Values = {}
+        self.inside: Values = {}
+        self.frames: dict[str, set[str]] = {}
 
     def _pyro_sample(self, msg: Message) -> None:
         name = msg["name"]
         if msg["is_observed"]:
             return
         if name in self.target.plates:
-            transform = biject_to(msg["fn"].support)
-            u = self.position(name, transform)
+            transform = _to_support(msg)
+            self.frames[name] = {frame.name for frame in msg["cond_indep_stack"]}
+            u, inside = self.position(name, transform, msg["fn"].event_dim)
             z = transform(u)
+            if inside is not None:
+                self.inside[name] = inside
             density = transform.log_abs_det_jacobian(u, z)
             batch_dim = z.dim() - msg["fn"].event_dim
             msg["value"] = z.to(self.target.dtypes.get(name, z.dtype))
@@ -160,9 +184,12 @@ class _Placing(Messenger):
             self.log_jacobian[name] = sum_rightmost(density, density.dim() - batch_dim)
             msg["done"] = True
         elif name in self.given:
+            # It may have been enumerated, but the guide draws it.
+            enumeration = ("_enumerate_dim", "_dim_to_id")
+            msg["infer"] = {k: v for k, v in msg["infer"].items() if k not in enumeration}
             msg["value"] = self.given[name]
             msg["done"] = True
-        elif is_latent(msg):
+        elif is_latent(msg) and msg["infer"].get("enumerate") != "parallel":
             raise ValueError(
                 f"Site '{name}' is a latent of the model that the guide does not draw, and the "
                 "flow needs its value: draw it in the guide, or observe it (to predict it, draw "
@@ -173,18 +200,32 @@ class _Placing(Messenger):
 class _Scored(_Placing):
     """Adds up the log joint on the way."""
 
-    log_joint: Any = 0.0
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._density: Any = 0.0
+        self._jacobian: Any = 0.0
+        self._scales: list[Any] = []
+        self._trace = Trace()
+
+    @property
+    def log_joint(self) -> Any:
+        """The log joint density, without a scale that all sites share."""
+        density = enumerated_density(self._trace) if is_enumerated(self._trace) else self._density
+        return density / common_scale(self._scales) + self._jacobian
 
     def _pyro_post_sample(self, msg: Message) -> None:
         if site_is_subsample(msg):
             return
+        self._trace.add_node(msg["name"], **msg.copy())
         log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
         self._check_subsampling(msg, log_prob)
-        self.log_joint = self.log_joint + scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum()
+        self._density = self._density + scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum()
+        if not msg["infer"].get("_deterministic"):
+            self._scales.append(msg["scale"] / subsample_factor(msg["cond_indep_stack"]))
         if (name := msg["name"]) in self.log_jacobian:
             factor = subsample_factor(self.target.plates[name])
             density = scale_and_mask(self.log_jacobian[name], factor, msg["mask"])
-            self.log_joint = self.log_joint + density.sum()
+            self._jacobian = self._jacobian + density.sum()
 
     def _check_subsampling(self, msg: Message, log_prob: Tensor) -> None:
         for frame in msg["cond_indep_stack"]:
@@ -192,12 +233,78 @@ class _Scored(_Placing):
                 continue
             for name, plates in self.target.plates.items():
                 outside = frame.name not in {plate.name for plate in plates}
-                if outside and _depends(log_prob, self.unconstrained.get(name)):
+                if not outside or not _depends(log_prob, self.unconstrained.get(name)):
+                    continue
+                if frame.name in self.frames[name]:
                     raise ValueError(
-                        f"Site '{name}' is outside plate '{frame.name}', which is subsampled: each "
-                        "minibatch would move it differently, and the bound would be lost; leave "
-                        f"'{name}' out of sites, or use the whole plate"
+                        f"Site '{name}' is drawn outside plate '{frame.name}' by the guide, which "
+                        "is subsampled, and inside by the model: declare the plate in the guide, "
+                        "or use the whole plate"
                     )
+                raise ValueError(
+                    f"Site '{name}' is outside plate '{frame.name}', which is subsampled: each "
+                    "minibatch would move it differently, and the bound would be lost; leave "
+                    f"'{name}' out of sites, or use the whole plate"
+                )
+
+
+def is_enumerated(model: Trace) -> bool:
+    """Whether a model's run holds all values of some latent."""
+    return any("_enumerate_dim" in site.get("infer", {}) for site in model.nodes.values())
+
+
+def enumerated_density(model: Trace) -> Tensor:
+    """The log density of a model's run, its enumerated latents summed out."""
+    model.compute_log_prob()
+    model.pack_tensors()
+    return torch.as_tensor(enumerated_elbo(model, Trace()))
+
+
+def _to_support(msg: Message) -> Transform:
+    """From the unconstrained space to a site's support: the reals where it tells of none."""
+    fn = msg["fn"]
+    try:
+        support = fn.support
+    except (NotImplementedError, AttributeError):
+        support = None
+    if support is None:
+        support = constraints.independent(constraints.real, fn.event_dim)
+    try:
+        return biject_to(support)
+    except NotImplementedError as error:
+        raise NotImplementedError(
+            f"Site '{msg['name']}' has the support {support}, which no known transform takes to "
+            "the reals, where a flow moves: leave it out of sites"
+        ) from error
+
+
+def _inverse(z: Tensor, transform: Transform, event_dim: int) -> tuple[Tensor, Tensor]:
+    """The position of each row, and which rows have one; the others are put at 0."""
+    batch_dim = z.dim() - event_dim
+    with torch.inference_mode(False), torch.enable_grad():
+        at = differentiable(z).detach().requires_grad_()
+        u = transform.inv(at)
+        (slope,) = torch.autograd.grad(u.sum(), at)
+    with torch.no_grad():
+        u = u.detach()
+        density = transform.log_abs_det_jacobian(u, transform(u))
+        # Where the square of the slope overflows, so do the derivatives of a flow.
+        steepest = torch.finfo(slope.dtype).max ** 0.5
+        inside = finite_rows(u, batch_dim) & finite_rows(density, batch_dim)
+        inside = inside & finite_rows(slope, batch_dim, below=steepest)
+        middle = transform(torch.zeros_like(u))
+    return transform.inv(where_rows(inside, z, middle)), inside
+
+
+def finite_rows(tensor: Tensor, batch_dim: int, *, below: float = math.inf) -> Tensor:
+    """Which rows, of so many dims, are finite, and below a bound."""
+    finite = tensor.detach().abs() < below
+    return finite.flatten(batch_dim).all(-1) if tensor.dim() > batch_dim else finite
+
+
+def where_rows(rows: Tensor, tensor: Tensor, other: Tensor) -> Tensor:
+    """The rows of one tensor or of another."""
+    return torch.where(rows.view(rows.shape + (1,) * (tensor.dim() - rows.dim())), tensor, other)
 
 
 def _depends(tensor: Tensor, position: Tensor | None) -> bool:

@@ -21,14 +21,20 @@ from pyro_infovae._core.programs import Program
 from pyro_infovae._core.rows import Selection, groups_of
 from pyro_infovae._traces.critic_data import only_group
 from pyro_infovae._traces.recording import Recorder
+from pyro_infovae._traces.runs import buffers_untouched
 from pyro_infovae.groups import Group
 
 
 @contextmanager
 def parameters_untouched() -> Iterator[None]:
-    """No gradients, no argument checks, and a param store that is left as it was."""
+    """No gradients, no argument checks; the param store and buffers are left as they were."""
     store = pyro.get_param_store()
-    with torch.no_grad(), pyro.validation_enabled(False), store.scope(store.get_state()):
+    with (
+        torch.no_grad(),
+        pyro.validation_enabled(False),
+        store.scope(store.get_state()),
+        buffers_untouched(),
+    ):
         yield
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from pyro_infovae._core.programs import Program
 from pyro_infovae._traces.recording import (
     PARTICLE_PLATE,
+    check_guide,
     full_size,
     is_data,
     is_latent,
@@ -87,6 +88,7 @@ class ImportanceSampler:
             ValueError: naming the site: for a latent that only one of model and guide draws, a
                 point mass in the guide, or a site outside of a subsampled plate.
         """
+        check_guide(guide)
         guide_trace, model_trace = _traces(model, guide, args, kwargs, minibatch=Trace())
         _check_latents(guide_trace, model_trace)
         sites = [*_sites(guide_trace), *_sites(model_trace)]
@@ -186,8 +188,8 @@ def _check_latents(guide: Trace, model: Trace) -> None:
     for site in _sites(guide):
         if is_data(site):
             raise ValueError(
-                f"log_evidence: the guide observes '{site['name']}', as one does that runs the "
-                "model itself (a GuideMessenger): use an AutoGuide or a guide function"
+                f"log_evidence: the guide observes '{site['name']}', which no weight can count: "
+                f"hide it by poutine.block(guide, hide=['{site['name']}'])"
             )
     generated = {name.removesuffix("_unconstrained") for name in auxiliary}
     for name in sorted(latents - generated):

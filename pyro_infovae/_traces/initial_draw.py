@@ -97,8 +97,8 @@ class InitialDraw(Messenger):
     def _pyro_sample(self, msg: Message) -> None:
         if is_data(msg):
             raise NotImplementedError(
-                f"TraceHamiltonian_ELBO: the guide observes '{msg['name']}', as one does that runs "
-                "the model itself (a GuideMessenger): use an AutoGuide or a guide function"
+                f"TraceHamiltonian_ELBO: the guide observes '{msg['name']}', and the density of no "
+                f"latent: hide it by poutine.block(guide, hide=['{msg['name']}'])"
             )
         if not is_latent(msg):
             return

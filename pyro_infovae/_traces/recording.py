@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from functools import reduce
 from typing import Any, TypeAlias
@@ -24,12 +25,20 @@ from torch.distributions import Distribution
 
 from pyro_infovae._core.programs import Program, RecordedProgram
 from pyro_infovae._core.rows import Selection, check_reweighted
-from pyro_infovae._core.sites import Enumeration, Plate, Run, Site, Sites, check_kl_is_separable
+from pyro_infovae._core.sites import (
+    Enumeration,
+    Plate,
+    Run,
+    Site,
+    Sites,
+    check_kl_is_separable,
+    kept_entries,
+)
 
 Messages: TypeAlias = dict[str, Message]
 
 FLOWED = "_flowed"
-"""Marks, in a site's ``infer``, a latent that a Hamiltonian flow has moved."""
+"""Marks, in a site's ``infer``, a latent that a Hamiltonian flow has moved, and its finite rows."""
 
 PARTICLE_PLATE = "num_particles_vectorized"
 """The plate under which Pyro's ELBOs vectorise their particles."""
@@ -76,12 +85,7 @@ class Recorder:
         Raises:
             NotImplementedError: for a guide that runs the model itself.
         """
-        unwrapped = poutine.unwrap(guide)
-        if isinstance(unwrapped, GuideMessenger):
-            raise NotImplementedError(
-                f"Expected a guide that draws the latents; got {type(unwrapped).__name__}, which "
-                "runs the model inside the guide: use an AutoGuide or a guide function"
-            )
+        check_guide(guide)
         return Recorded(guide, self._start_guide)
 
     def model(self, model: Program) -> Recorded:
@@ -106,6 +110,20 @@ class Recorder:
         return self._guide_run
 
 
+def check_guide(guide: Program) -> None:
+    """Refuse a guide that runs the model itself.
+
+    Raises:
+        NotImplementedError: naming its class.
+    """
+    unwrapped = poutine.unwrap(guide)
+    if isinstance(unwrapped, GuideMessenger):
+        raise NotImplementedError(
+            f"Expected a guide that draws the latents; got {type(unwrapped).__name__}, which "
+            "runs the model inside the guide: use an AutoGuide or a guide function"
+        )
+
+
 def is_number(weight: float | Tensor, number: float) -> bool:
     """Whether a weight is that number; a tensor is not, for to look would wait for its device."""
     return not isinstance(weight, Tensor) and weight == number
@@ -126,6 +144,9 @@ class Record(Messenger):
         sites: its sample sites by name, in order.
         indices: the minibatch of every plate, by its name.
         particle_plate: the plate of vectorised particles, if there is one.
+        given: the plates whose minibatch the program is given.
+        drawn: the plates whose minibatch is drawn.
+        loops: the sequential plates, of which each turn draws a site of its own.
     """
 
     def __init__(self) -> None:
@@ -133,18 +154,28 @@ class Record(Messenger):
         self.sites: Sites = OrderedDict()
         self.indices: dict[str, Tensor] = {}
         self.particle_plate: Plate | None = None
+        self.given: set[str] = set()
+        self.drawn: set[str] = set()
+        self.loops: set[str] = set()
         self._masks: dict[str, Any] = {}
         self._known_masks: list[Tensor] = []
 
     def _pyro_sample(self, msg: Message) -> None:
         # As the program has it: an objective may mask a site that it leaves out of the loss.
         self._masks[msg["name"]] = msg["mask"]
+        if site_is_subsample(msg):
+            if msg["value"] is not None:
+                self.given.add(msg["name"])
+            elif (msg["fn"].subsample_size or msg["fn"].size) < msg["fn"].size:
+                self.drawn.add(msg["name"])
 
     def _pyro_post_sample(self, msg: Message) -> None:
         if site_is_subsample(msg):
             self.indices[msg["name"]] = msg["value"]
             return
         for frame in msg["cond_indep_stack"]:
+            if not frame.vectorized:
+                self.loops.add(frame.name)
             if frame.name == PARTICLE_PLATE:
                 self.particle_plate = Plate(frame.name, frame.dim, frame.size, frame.size)
         recorded = msg.copy()
@@ -211,6 +242,9 @@ class _ModelRun(Record):
     def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
         super().__exit__(exc_type, exc_value, traceback)
         if exc_type is None:
+            _warn_of_other_minibatches(self.given & self.guide.drawn)
+            if not any(site.plates for site in self.sites.values() if site.is_latent):
+                _check_no_loops(self.recorder.selection, self.loops)
             run = Run(
                 guide=self.guide.sites,
                 model=self.sites,
@@ -221,13 +255,33 @@ class _ModelRun(Record):
             self.recorder.finish(self.guide, run)
 
 
+def _check_no_loops(selection: Selection, loops: Collection[str]) -> None:
+    if loops and selection.names is None:
+        raise ValueError(
+            f"{selection.caller}: no latent is left to penalise, for those in plate "
+            f"'{min(loops)}' are drawn one by one: use a vectorised plate, 'with pyro.plate(...)' "
+            "in the place of 'for'"
+        )
+
+
+def _warn_of_other_minibatches(plates: Iterable[str]) -> None:
+    for plate in sorted(plates):
+        warnings.warn(
+            f"Plate '{plate}': the model is given its minibatch as subsample=, and the guide draws "
+            "another one, which replaces it, so that latents meet the data of others: pass "
+            "create_plates= to the automatic guide, or subsample= in a guide of your own",
+            stacklevel=2,
+        )
+
+
 def site_of(msg: Message) -> Site:
     """The record of a message; of one that is about to be drawn, without a value."""
     fn, value, infer = msg["fn"], msg["value"], msg["infer"]
     frames = [f for f in msg["cond_indep_stack"] if f.vectorized and f.name != PARTICLE_PLATE]
+    masks = _masks(msg) if value is not None else []
     return Site(
         value=value,
-        mask=None if value is None else joint_mask(msg, value.device),
+        mask=joint_mask(msg, value.device) if masks else None,
         normal=normal_parameters(fn),
         name=msg["name"],
         plates=tuple(
@@ -240,7 +294,10 @@ def site_of(msg: Message) -> Site:
         is_auxiliary=infer.get("is_auxiliary", False),
         is_reparameterised=fn.has_rsample,
         masks_features=masks_features(fn),
+        batch_shape=fn.batch_shape,
+        asks_enumeration=bool(infer.get("enumerate")),
         enumeration=_enumeration(msg),
+        kept=kept_entries(value, masks) if masks and msg["is_observed"] else None,
         scale=msg["scale"],
         fn=fn,
     )
@@ -259,7 +316,7 @@ def normal_parameters(fn: Distribution) -> tuple[Tensor, Tensor] | None:
 def _with_generating_normal(site: Site, msg: Message, recorded: Sites) -> Site:
     """A point mass of ``AutoNormal`` over a real support, with the normal it was drawn from."""
     generating = recorded.get(f"{site.name}_unconstrained")
-    if generating is None or msg["infer"].get(FLOWED):
+    if generating is None or FLOWED in msg["infer"]:
         return site
     same_space = generating.value.shape == site.value.shape
     return replace(site, normal=generating.normal) if same_space else site
@@ -312,45 +369,52 @@ def joint_mask(msg: Message, device: torch.device) -> Tensor | None:
 
 def masks_of(msg: Message, device: torch.device) -> list[Tensor]:
     """The masks of whole rows in a site's context and distribution; one that is True is none."""
-    masks = [(msg["mask"], 0), *_masks_below(msg["fn"])]
-    return [
-        torch.as_tensor(
-            mask if isinstance(mask, bool) else mask[(..., *(0,) * event)], device=device
-        )
-        for mask, event in masks
-        if mask is not None and mask is not True and _masks_rows(mask, event)
-    ]
+    event_dim = msg["fn"].event_dim
+    masks = []
+    for mask, below in _masks(msg):
+        above = event_dim - below
+        if _masks_rows(mask, above):
+            of_rows = mask[(..., *(0,) * above)] if above and isinstance(mask, Tensor) else mask
+            masks.append(torch.as_tensor(of_rows, device=device))
+    return masks
 
 
-def masks_features(fn: Distribution) -> bool:
+def _masks(msg: Message) -> list[tuple[Any, int]]:
+    """The masks of a site's context and of its distribution, each with the event dims below it.
+
+    A mask that is trivially true is none.
+    """
+    masks = [(msg["mask"], msg["fn"].event_dim), *_masks_below(msg["fn"])]
+    return [(mask, below) for mask, below in masks if mask is not None and mask is not True]
+
+
+def masks_features(fn: Any) -> bool:
     """Whether a distribution is masked below its event dims, and not in whole rows."""
-    return not all(_masks_rows(mask, event) for mask, event in _masks_below(fn))
+    return not all(_masks_rows(mask, fn.event_dim - below) for mask, below in _masks_below(fn))
 
 
-def _masks_below(fn: Distribution) -> Iterator[tuple[Tensor | bool, int]]:
-    """The masks of a distribution, each with the number of event dims that it is below of."""
-    event = 0
+def _masks_below(fn: Any) -> Iterator[tuple[Any, int]]:
     while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
-        if isinstance(fn, Independent):
-            event += fn.reinterpreted_batch_ndims
-        elif isinstance(fn, MaskedDistribution):
-            yield fn._mask, event
+        yield getattr(fn, "_mask", None), fn.event_dim
         fn = fn.base_dist
 
 
-def _masks_rows(mask: Tensor | bool, event: int) -> bool:
+def _masks_rows(mask: Tensor | bool | None, event: int) -> bool:
     """Whether a mask is the same along its last dims, as one of size 1 is that was expanded.
 
-    A mask of floats has been copied as it was made boolean, so that only its values tell.
+    A mask of floats was copied when it was made boolean, so that only its values tell.
     """
-    if isinstance(mask, bool):
+    if not isinstance(mask, Tensor):
         return True
-    dims = range(-event, 0)
-    if all(mask.shape[dim] == 1 or mask.stride(dim) == 0 for dim in dims):
+    if all(mask.shape[dim] == 1 or mask.stride(dim) == 0 for dim in range(-event, 0)):
         return True
     return bool((mask == mask[(..., *(slice(1),) * event)]).all())
 
 
-def _layout(mask: Tensor) -> tuple[Any, ...]:
-    """Where the elements of a mask are kept."""
-    return mask.untyped_storage().data_ptr(), mask.storage_offset(), mask.shape, mask.stride()
+def _layout(mask: Tensor) -> Any:
+    """Where the elements of a mask are kept; of one that a transform wraps, itself."""
+    try:
+        storage = mask.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return id(mask)
+    return storage, mask.storage_offset(), mask.shape, mask.stride()

@@ -13,16 +13,20 @@ import torch
 from jaxtyping import Float
 from pyro.distributions import Delta
 from pyro.distributions.util import sum_rightmost
+from pyro.infer.mcmc.util import _guess_max_plate_nesting
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
+from pyro_infovae._arrays.checkpointing import keeps_graphs, trial
+from pyro_infovae._core.integrators import LARGEST_MOMENTUM, check_flow, resting
 from pyro_infovae._core.objectives import Prefactors
 from pyro_infovae._core.programs import Program
-from pyro_infovae._traces.flow import LogJoint
+from pyro_infovae._traces.flow import LogJoint, finite_rows, where_rows
 from pyro_infovae._traces.initial_draw import InitialDraw, InitialSite
-from pyro_infovae._traces.recording import FLOWED, is_latent, reweight
-from pyro_infovae.integrators import tempered_leapfrog
+from pyro_infovae._traces.recording import FLOWED, check_guide, is_latent, reweight
+from pyro_infovae._traces.runs import buffers_untouched
+from pyro_infovae.integrators import PotentialGrad, tempered_leapfrog
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,9 @@ class RefinedGuide:
 
     so that ``log p(x, z) - log q(z)`` of a draw is a log importance weight, whose exponential
     averages to the evidence p(x). A row whose flow diverged stays where the guide drew it, with a
-    log density of nan.
+    log density of infinity, so that its weight is 0; in training with the guide's own log density,
+    so that it counts by that draw. So does a draw on the edge of its support, which has no
+    :math:`u_0`.
 
     Attributes:
         model: the user's model.
@@ -70,6 +76,8 @@ class RefinedGuide:
         settings: gives the numbers to run with.
         sites: the latents that flow, or None for all.
         prefactors: factors on the terms above.
+        in_training: whether a loss is made of it.
+        max_plate_nesting: the depth of all plates, or infinity, to be found out by a run.
     """
 
     model: Program
@@ -77,6 +85,8 @@ class RefinedGuide:
     settings: Callable[[], FlowSettings]
     sites: frozenset[str] | None = None
     prefactors: Prefactors = field(default_factory=Prefactors)
+    in_training: bool = False
+    max_plate_nesting: float = math.inf
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Run the guide, move its latents, and draw them where they end.
@@ -84,6 +94,7 @@ class RefinedGuide:
         Returns:
             The latents that flowed, by site name.
         """
+        check_guide(self.guide)
         settings = self.settings()
         initial = InitialDraw(self.sites)
         with SiteWeights(latent=self.prefactors.logq[0]), initial:
@@ -96,52 +107,61 @@ class RefinedGuide:
             given=initial.given,
             plates={name: site.plates for name, site in initial.flowing.items()},
             outer=initial.outer,
+            max_plate_nesting=self._nesting(initial, args, kwargs),
             dtypes={name: site.value.dtype for name, site in initial.flowing.items()},
         )
         start = log_joint.unconstrain({name: site.value for name, site in initial.flowing.items()})
-        beta_0 = settings.inverse_temperatures[0]
-        rho_0 = {
-            name: torch.randn_like(u) * beta_0.to(u).rsqrt()
-            for name, u in start.unconstrained.items()
-        }
-        u_end, rho_end, _ = tempered_leapfrog(
-            start.unconstrained,
-            rho_0,
-            log_joint.potential_grad,
-            # A 0-dim latent would take on the dtype of a 0-dim factor.
-            settings.inverse_temperatures.to(next(iter(rho_0.values()))),
-            step_size=settings.step_sizes(start.unconstrained),
-            per_step=settings.per_step,
-        )
+        u_0 = start.unconstrained
+        rho_0 = _start_momentum(u_0, settings.inverse_temperatures)
         # Guide and model may differ in event dims: the rows are those that both tell apart.
         batch_dims = {
             name: min(site.batch_dim, start.log_jacobian[name].dim())
             for name, site in initial.flowing.items()
         }
-        finite = {
-            name: _is_finite(u_end[name], batch_dim) & _is_finite(rho_end[name], batch_dim)
-            for name, batch_dim in batch_dims.items()
-        }
+        inside = {name: _all(start.inside[name], dim) for name, dim in batch_dims.items()}
+        moving, potential_grad = inside, log_joint.potential_grad
+        # A captured step is not taken where a row diverges.
+        if self.in_training and torch.is_grad_enabled() and not keeps_graphs():
+            with trial(*rho_0.values()):
+                finite = _End.of(u_0, rho_0, settings, potential_grad, inside).finite
+            moving = {name: inside[name] & rows for name, rows in finite.items()}
+        flowed = _End.of(u_0, rho_0, settings, potential_grad, moving)
+        ended = {name: moving[name] & finite for name, finite in flowed.finite.items()}
         end = log_joint.constrain(
-            {
-                name: _where_rows(finite[name], u, start.unconstrained[name])
-                for name, u in u_end.items()
-            }
+            {name: where_rows(ended[name], u, u_0[name]) for name, u in flowed.position.items()}
         )
+        rested = _rested(rho_0, settings.inverse_temperatures)
+        latents = {}
         for name, site in initial.flowing.items():
             density = self._log_density(
                 site,
                 start.log_jacobian[name],
                 rho_0[name],
-                rho_end[name],
+                where_rows(ended[name], flowed.momentum[name], rested[name]),
                 end.log_jacobian[name],
                 settings.inverse_temperatures,
                 batch_dims[name],
             )
-            density = torch.where(finite[name], density, math.nan)
-            with _InPlaceOf(site):
-                pyro.sample(name, _delta(end.constrained[name], density))
-        return end.constrained
+            if not self.in_training:
+                density = torch.where(ended[name] | ~inside[name], density, math.inf)
+            guide_density = self.prefactors.logq[0] * _per_row(site.log_prob, batch_dims[name])
+            density = torch.where(inside[name], density, guide_density)
+            value = where_rows(inside[name], end.constrained[name], site.value)
+            found = {
+                "start": inside[name],
+                "force": flowed.finite[name],
+                "path": ended[name] | ~inside[name],
+            }
+            with _InPlaceOf(site, found):
+                latents[name] = pyro.sample(name, _delta(value, density))
+        return latents
+
+    def _nesting(self, initial: InitialDraw, args: Any, kwargs: Any) -> int:
+        nesting = self.max_plate_nesting
+        if nesting == math.inf:
+            with trial(*initial.given.values()), buffers_untouched():
+                nesting = _guess_max_plate_nesting(self.model, args, kwargs)
+        return max([int(nesting), *(-frame.dim for frame in initial.outer)])
 
     def _log_density(
         self,
@@ -167,6 +187,53 @@ class RefinedGuide:
         )
 
 
+@dataclass(frozen=True)
+class _End:
+    """Where a flow ends.
+
+    Attributes:
+        position: u_K by site name.
+        momentum: its momentum.
+        finite: the rows in which both are finite, and the momentum is below the largest.
+    """
+
+    position: dict[str, Tensor]
+    momentum: dict[str, Tensor]
+    finite: dict[str, Tensor]
+
+    @classmethod
+    def of(
+        cls,
+        u_0: dict[str, Tensor],
+        rho_0: dict[str, Tensor],
+        settings: FlowSettings,
+        potential_grad: PotentialGrad,
+        moving: dict[str, Tensor],
+    ) -> _End:
+        """The flow of the rows that are to move, from the given start."""
+        sizes = settings.step_sizes(u_0)
+        betas, per_step = settings.inverse_temperatures, settings.per_step
+        check_flow(u_0, rho_0, betas, sizes, per_step=per_step)
+        position, momentum, _ = tempered_leapfrog(
+            u_0,
+            rho_0,
+            potential_grad,
+            # A 0-dim latent would take on the dtype of a 0-dim factor.
+            betas.to(next(iter(rho_0.values()))),
+            step_size={
+                name: resting(sizes[name], rows, u_0[name].shape, per_step=per_step)
+                for name, rows in moving.items()
+            },
+            per_step=per_step,
+        )
+        finite = {
+            name: finite_rows(position[name], rows.dim())
+            & finite_rows(momentum[name], rows.dim(), below=LARGEST_MOMENTUM)
+            for name, rows in moving.items()
+        }
+        return cls(position, momentum, finite)
+
+
 class SiteWeights(Messenger):
     """Multiplies the log densities of all observed sites and of all latents.
 
@@ -190,15 +257,16 @@ class SiteWeights(Messenger):
 class _InPlaceOf(Messenger):
     """Draws a latent in the plates, mask and scale that the guide drew it in."""
 
-    def __init__(self, site: InitialSite) -> None:
+    def __init__(self, site: InitialSite, finite: dict[str, Tensor]) -> None:
         super().__init__()
         self.site = site
+        self.finite = finite
 
     def _pyro_sample(self, msg: Message) -> None:
         msg["cond_indep_stack"] = self.site.plates
         msg["scale"] = self.site.scale
         msg["mask"] = self.site.mask
-        msg["infer"] = {FLOWED: True}
+        msg["infer"] = {FLOWED: self.finite}
 
 
 def _delta(value: Tensor, log_density: Tensor) -> Delta:
@@ -214,13 +282,18 @@ def _per_row(terms: Tensor, batch_dim: int) -> Tensor:
     return sum_rightmost(terms, terms.dim() - batch_dim)
 
 
-def _is_finite(tensor: Tensor, batch_dim: int) -> Tensor:
-    return (
-        tensor.isfinite().flatten(batch_dim).all(-1)
-        if tensor.dim() > batch_dim
-        else tensor.isfinite()
-    )
+def _start_momentum(u: dict[str, Tensor], inverse_temperatures: Tensor) -> dict[str, Tensor]:
+    return {
+        name: torch.randn_like(position) * inverse_temperatures[0].to(position).rsqrt()
+        for name, position in u.items()
+    }
 
 
-def _where_rows(rows: Tensor, tensor: Tensor, other: Tensor) -> Tensor:
-    return torch.where(rows.view(rows.shape + (1,) * (tensor.dim() - rows.dim())), tensor, other)
+def _rested(rho_0: dict[str, Tensor], inverse_temperatures: Tensor) -> dict[str, Tensor]:
+    """The momentum after a flow without a force."""
+    factor = (inverse_temperatures[0] / inverse_temperatures[-1]).sqrt()
+    return {name: factor.to(rho) * rho for name, rho in rho_0.items()}
+
+
+def _all(rows: Tensor, batch_dim: int) -> Tensor:
+    return rows.flatten(batch_dim).all(-1) if rows.dim() > batch_dim else rows

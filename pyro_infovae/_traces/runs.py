@@ -8,12 +8,15 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pyro
+import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_infovae._core.programs import Program, unrecorded
+from pyro_infovae._core.rows import enumerated_shapes
 from pyro_infovae._core.sites import Run, Sites
 from pyro_infovae._traces.recording import Record
 
@@ -21,8 +24,9 @@ from pyro_infovae._traces.recording import Record
 def draw_prior(model: Program, args: Any, kwargs: Any, run: Run, names: Collection[str]) -> Sites:
     r"""Draw the named latents afresh from the model, all other latents as the guide drew them.
 
-    The same minibatch is used, and the run stops right after the last of the named latents, so
-    that the likelihood is not computed.
+    The same minibatch is used, every draw has the batch shape that it has in the scored run,
+    enumeration dims included, and the run stops right after the last of the named latents, so that
+    the likelihood is not computed.
 
     Args:
         model: the user's model.
@@ -42,23 +46,54 @@ def draw_prior(model: Program, args: Any, kwargs: Any, run: Run, names: Collecti
     with (
         poutine.block(hide_fn=lambda msg: msg["type"] == "sample"),
         _particle_plate(run),
-        _Given(given),
+        _Given(given, enumerated_shapes(run, names)),
         redraw,
+        buffers_untouched(),
         leaving_when(lambda: redraw.sites.keys() >= set(names)),
     ):
         unrecorded(model)(*args, **kwargs)
     return redraw.sites
 
 
+@contextmanager
+def buffers_untouched() -> Iterator[None]:
+    """Leave the buffers of all modules as they are, for runs beside the one that is scored.
+
+    While they train, layers such as BatchNorm count every run: the modules that run in here get
+    copies to write into.
+    """
+    own: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+
+    def lend_copies(module: nn.Module, _: Any) -> None:
+        buffers = module._buffers
+        if buffers and module.training and id(buffers) not in own:
+            own[id(buffers)] = buffers, dict(buffers)
+            buffers.update({k: b if b is None else b.clone() for k, b in buffers.items()})
+
+    try:
+        with register_module_forward_pre_hook(lend_copies):
+            yield
+    finally:
+        for buffers, held in own.values():
+            buffers.update(held)
+
+
 class _Given(Messenger):
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
+    """Gives the values of some latents, and the batch shapes in which others are drawn."""
+
+    def __init__(self, values: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__()
         self.values = values
+        self.shapes = shapes
 
     def _pyro_sample(self, msg: Message) -> None:
-        if msg["name"] in self.values and not msg["is_observed"]:
-            msg["value"] = self.values[msg["name"]]
+        name, fn = msg["name"], msg["fn"]
+        if name in self.values and not msg["is_observed"]:
+            msg["value"] = self.values[name]
             msg["done"] = True
+        elif name in self.shapes:
+            shape = torch.broadcast_shapes(fn.batch_shape, self.shapes[name])
+            msg["fn"] = fn if shape == fn.batch_shape else fn.expand(shape)
 
 
 class _Done(BaseException):

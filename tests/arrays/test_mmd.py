@@ -102,14 +102,18 @@ def test_mmd_squared_normal_equals_the_loops(
 @given(
     batch_size=st.integers(2, 5),
     draws=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    leave_out=st.tuples(st.booleans(), st.booleans()),
+    within=st.booleans(),
+    across=st.booleans(),
+    factor=st.sampled_from([0.0, 0.3, 1.0]),
     block_elements=st.integers(1, 40),
     seed=st.integers(0, 2**16),
 )
 def test_blocks_of_any_size_give_the_dense_sums(
     batch_size: int,
     draws: tuple[int, int],
-    leave_out: tuple[bool, bool],
+    within: bool,
+    across: bool,
+    factor: float,
     block_elements: int,
     seed: int,
 ) -> None:
@@ -117,19 +121,21 @@ def test_blocks_of_any_size_give_the_dense_sums(
     n, m = (batch_size * p for p in draws)
     x, y = (torch.randn(k, 2, generator=generator).double() for k in (n, m))
     v, w = (torch.rand(k, generator=generator).double() for k in (n, m))
-    period = batch_size if leave_out[0] else None
-    periods = Periods(period, period, batch_size if leave_out[1] else None)
+    period = batch_size if within else None
+    periods = Periods(period, period, batch_size if across else None, factor)
     coefficients = (0.7, 1.1, -0.3)
 
     def term(a: Tensor, b: Tensor, v: Tensor, w: Tensor, period: int | None) -> float:
         pairs = torch.exp(-(torch.cdist(a, b) ** 2) / 2) * v[:, None] * w
         if period is not None:
             i, j = torch.arange(len(a))[:, None], torch.arange(len(b))
-            pairs = pairs.masked_fill(i % period == j % period, 0.0)
+            pairs = torch.where(i % period == j % period, factor * pairs, pairs)
         return pairs.sum().item()
 
     terms = (x, x, v, v), (y, y, w, w), (x, y, v, w)
-    expected = sum(c * term(*t, p) for c, t, p in zip(coefficients, terms, periods, strict=True))
+    expected = sum(
+        c * term(*t, p) for c, t, p in zip(coefficients, terms, periods[:3], strict=True)
+    )
     points = weighted_mmd(
         RadialPairs(RBF(1.0), block_elements),
         Sample((x,), v),

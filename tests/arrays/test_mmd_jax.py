@@ -73,15 +73,17 @@ def test_value_and_gradients_of_jax_equal_torchs(make: Any, weighted: bool) -> N
 
 @pytest.mark.usefixtures("jax_active")
 @pytest.mark.parametrize("closed_form", [False, True])
-@pytest.mark.parametrize(("block_rows", "period"), [(6, None), (4, 3)])
-def test_blocks_of_jax_equal_torch(closed_form: bool, block_rows: int, period: int | None) -> None:
+@pytest.mark.parametrize(
+    ("block_rows", "periods"), [(6, Periods()), (4, Periods(3, 3, 3)), (4, Periods(3, 3, 3, 0.4))]
+)
+def test_blocks_of_jax_equal_torch(closed_form: bool, block_rows: int, periods: Periods) -> None:
     def value(library: Library, pairs: Any) -> Callable[..., list[Any]]:
         weighted_mmd = library.module("_arrays.pair_sums").weighted_mmd
 
         def of_arrays(x: Any, y: Any, *rest: Any) -> list[Any]:
             *scales, w, a, b, c = rest
             samples = Sample((x, *scales[:1]), w), Sample((y, *scales[1:]), None)
-            return [weighted_mmd(pairs, *samples, Periods(period, period, period), (a, b, c))]
+            return [weighted_mmd(pairs, *samples, periods, (a, b, c))]
 
         return of_arrays
 

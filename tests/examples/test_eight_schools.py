@@ -50,8 +50,9 @@ def test_numpyro_has_the_same_posteriors(posterior: str) -> None:
     """Short ones are far from each other; their names and dims are the same."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        build = getattr(importlib.import_module("schools.programs"), posterior)
         ours, theirs = (
-            getattr(importlib.import_module(f"schools.with_{backend}"), posterior)(SHORT)
+            build(importlib.import_module(f"halves.with_{backend}"), SHORT)
             for backend in ("numpyro", "pyro")
         )
     for group in ("posterior", "log_likelihood"):

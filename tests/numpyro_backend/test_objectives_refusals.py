@@ -6,12 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpyro
-import numpyro.distributions as dist
 import pytest
 from jax import Array
 from numpyro.infer import Trace_ELBO, TraceMeanField_ELBO
-from numpyro.infer.elbo import TraceEnum_ELBO
 
 from numpyro_backend import TraceHamiltonian_ELBO, TraceInfoMax_ELBO, TraceMMD_ELBO
 from numpyro_backend.mutual_information import nwj
@@ -21,7 +18,6 @@ from tests.numpyro_backend.steps import Params, evaluate_shapes
 pytestmark = pytest.mark.usefixtures("quick_double_precision")
 
 BASES = {
-    "enumerating": (TraceEnum_ELBO(), "draws every latent; got TraceEnum_ELBO"),
     "multi-sample": (
         Trace_ELBO(multi_sample_guide=True),
         r"multi_sample_guide=False; got Trace_ELBO\(multi_sample_guide=True\)",
@@ -57,16 +53,6 @@ def test_a_base_that_vectorises_by_itself() -> None:
 def test_a_critic_that_is_no_module() -> None:
     with pytest.raises(TypeError, match=r"Expected critic to be a module of flax\.linen"):
         TraceInfoMax_ELBO(nwj)
-
-
-def test_the_kl_of_a_guide_outside_plates() -> None:
-    def guide(x: Array) -> None:
-        loc = numpyro.param("m", jnp.zeros((len(x), 2)))
-        numpyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
-
-    match = r"KL of 'z' cannot be weighted by 0.5: the guide draws it outside its plates \['data'\]"
-    with pytest.raises((ValueError, NotImplementedError), match=match):
-        evaluate_shapes(TraceMMD_ELBO(0.5), programs.vae()._replace(guide=guide))
 
 
 @pytest.mark.parametrize("penalised", [False, True])

@@ -141,7 +141,7 @@ class TestData:
 
         case = vae(half)._replace(model=model)
         objective = half.library.TraceInfoMax_ELBO(critic(half))
-        with pytest.raises(ValueError, match=r"one observed site .*; got \[\]: pass data="):
+        with pytest.raises(ValueError, match=r"one observed site .*; got none: pass data="):
             half.evaluate(objective, case)
 
 
@@ -150,19 +150,15 @@ def scattered(half: Half, *, batch: int | None = None) -> Case:
     x = half.xp.asarray(np.repeat(np.arange(12.0)[:, None], 3, 1))
 
     def model() -> None:
-        theta = half.sample("theta", half.dist.Normal(0.0, 1.0))
         with half.plate("data", 12, batch=batch) as index:
-            z = half.sample("z", half.dist.Normal(theta[..., None], half.xp.ones(2)).to_event(1))
+            z = half.sample("z", half.dist.Normal(half.xp.zeros(2), 1.0).to_event(1))
             loc = z.sum(-1)[..., None] + half.xp.zeros(3)
             half.sample("x", half.dist.Normal(loc, 1.0).to_event(1), obs=x[index])
 
     def guide() -> None:
-        theta = half.sample("theta", half.dist.Normal(half.param("loc", 0.3), 1.0))
+        shift = half.param("loc", 0.3)
         with half.plate("data", 12, batch=batch) as index:
-            rows = x[index, 0]
-            loc = half.xp.stack([rows + 0 * theta, theta + 0 * rows], -1)
-            noise = half.xp.asarray(np.array([1.0, 1e-9]))
-            half.sample("z", half.dist.Normal(loc, noise).to_event(1))
+            half.sample("z", half.dist.Normal(x[index, :2] + shift, 1.0).to_event(1))
 
     return Case(model, guide)
 
@@ -187,10 +183,9 @@ class TestNegatives:
                 np.testing.assert_array_equal(x, same_x)
                 matches = (other[:, None] == own).all(-1)
                 np.testing.assert_array_equal(matches.sum(1), 1)
-                source = matches.argmax(1)
+                source, particle = matches.argmax(1), np.arange(len(own)) // (batch or 12)
                 assert (x[source, 0] != x[:, 0]).all(), "a negative is another datum's"
-                np.testing.assert_allclose(own[source, 1], own[:, 1], rtol=0, atol=1e-7)
-                assert (np.diff(np.sort(own[:, 1])) > 1e-7).sum() == draws - 1
+                np.testing.assert_array_equal(particle[source], particle)
 
     def test_every_other_datum_is_met_equally_often(self, half: Half) -> None:
         offsets = np.zeros(12)
@@ -209,6 +204,7 @@ class TestNegatives:
         offsets = sources - np.array([0, 12])
         assert 15 < (offsets[:, 0] != offsets[:, 1]).sum() < 30
 
+    @pytest.mark.filterwarnings("ignore:Fewer than two rows")
     def test_where_all_is_masked_nothing_can_be_told(self, half: Half) -> None:
         case = masked(half, vae(half), np.zeros(12, bool))
         (step,) = half.steps([half.library.TraceInfoMax_ELBO(critic(half), 3.0)], case)

@@ -78,13 +78,21 @@ class TestFormula:
 
 
 class TestEstimators:
-    def test_closed_form_is_the_mean_of_the_unbiased_one(self, half: Half) -> None:
+    def test_closed_form_has_no_noise_and_unbiased_is_of_infinitely_many_data(
+        self, half: Half
+    ) -> None:
         elbo, case = half.library.TraceMMD_ELBO, vae(half)
         closed = elbo(0.0, 2.0, estimator="closed_form")
         first, second = half.penalties(closed, case, count=2)
         assert first == pytest.approx(second, rel=1e-9)
+        normals = LOC, SCALE + 0 * LOC, PARAMS["prior_loc"] + 0 * LOC, 1 + 0 * LOC
+        of_data, of_law = (
+            12 * reference.mmd_squared_normal(*normals, [math.sqrt(2)], batch_size=12, **options)
+            for options in ({"estimator": "biased"}, {})
+        )
+        assert first == pytest.approx(of_data, rel=1e-9)
         sampled = elbo(0.0, 2.0, prior_draws=2, **VECTORISED)
-        assert averages_to(half.penalties(sampled, case, count=100), float(first))
+        assert averages_to(half.penalties(sampled, case, count=100), of_law)
         for particles in [LOOPED] if half.compiles else [LOOPED, VECTORISED]:
             pooled = elbo(0.0, 2.0, estimator="closed_form", **particles)
             assert half.penalty(pooled, case) == pytest.approx(first, rel=1e-9)

@@ -41,7 +41,7 @@ def test_sees_the_rows(half: Half, objective: Callable[..., Any], name: str) -> 
     assert sizes[-1] == (["z"], 12, 12)
     assert z.shape == (12 * draws, 2)
     np.testing.assert_array_equal(values, z)
-    np.testing.assert_array_equal(data, np.tile(X, (draws, 1)))
+    np.testing.assert_array_equal(data, np.tile(np.where(MASK[:, None], X, 0.0), (draws, 1)))
     np.testing.assert_array_equal(weights, np.tile(MASK, draws))
 
 

@@ -50,12 +50,11 @@ class TestMMD:
             for j in range(12):
                 for a in range(3):
                     for b in range(3):
-                        if i != j:
-                            w = float(q[i, a] * q[j, b])
-                            s = 1 + 2 * 0.16
-                            gap = float(locs[i, a] - locs[j, b])
-                            total += w * math.sqrt(1 / s) * math.exp(-(gap**2) / (2 * s))
-                            pairs += w
+                        w = float(q[i, a] * q[j, b])
+                        s = 1 + 2 * 0.16
+                        gap = float(locs[i, a] - locs[j, b])
+                        total += w * math.sqrt(1 / s) * math.exp(-(gap**2) / (2 * s))
+                        pairs += w
         cross = sum(
             float(q[i, a]) / 12 * math.sqrt(1 / 2.16) * math.exp(-(float(locs[i, a]) ** 2) / 4.32)
             for i in range(12)

@@ -5,31 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import pytest
-import torch
 from pyro.infer import JitTrace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoHierarchicalNormalMessenger, AutoNormal
-from torch import Tensor
 
 from pyro_infovae import ConcatCritic, TraceHamiltonian_ELBO, TraceInfoMax_ELBO, TraceMMD_ELBO
 from tests.objectives.flows import normal_hierarchy
 from tests.pyro_infovae import programs
 from tests.pyro_infovae.half import PYRO
 from tests.pyro_infovae.programs import Programs
-
-
-def _unsized() -> Programs:
-    def model(x: Tensor) -> None:
-        with pyro.plate("data"):
-            z = pyro.sample("z", dist.Normal(torch.zeros(12), 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data"):
-            pyro.sample("z", dist.Normal(x[:, 0], 1.0))
-
-    return Programs(model, guide, (programs.data(),))
 
 
 def _enumerated(case: Programs, *kind: Any, **settings: Any) -> Programs:
@@ -84,12 +68,6 @@ def test_programs_under_enumeration(case: Programs, settings: dict, match: str) 
         objective.loss_and_grads(case.model, case.guide, *case.args)
 
 
-def test_a_plate_without_size() -> None:
-    model, guide, args = _unsized()
-    with pytest.raises(ValueError, match="Plate 'data' of site 'z' has no size"):
-        TraceMMD_ELBO().loss_and_grads(model, guide, *args)
-
-
 @pytest.mark.parametrize(
     ("first", "second", "match"),
     [
@@ -110,5 +88,5 @@ def test_two_flows_of_one_name(first: dict, second: dict, match: str) -> None:
 
 def test_a_messenger_that_observes() -> None:
     model = normal_hierarchy(PYRO)
-    with pytest.raises(NotImplementedError, match=r"the guide observes 'x'.*AutoGuide"):
+    with pytest.raises(NotImplementedError, match="got AutoHierarchicalNormalM"):
         TraceHamiltonian_ELBO().loss(model, AutoHierarchicalNormalMessenger(model))

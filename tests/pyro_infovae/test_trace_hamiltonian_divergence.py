@@ -36,12 +36,12 @@ def test_too_large_a_step_warns_and_training_goes_on() -> None:
     objective = TraceHamiltonian_ELBO(10, 0.4, max_step_size=5.0)
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), loss=objective)
     pyro.enable_validation(False)
-    with pytest.warns(UserWarning, match=r"non-finite log density per site \{.*'z': \d+.*step"):
+    with pytest.warns(UserWarning, match=r"the flow of 'z' diverged in \d+ of 16 rows.*step_size"):
         loss = svi.step(x)
-    assert not math.isfinite(loss)
+    assert math.isfinite(loss)
     for value in pyro.get_param_store().values():
         assert torch.isfinite(value).all()
-    objective = TraceHamiltonian_ELBO(2, 1e-5, name="small")
+    objective = TraceHamiltonian_ELBO(2, 1e-8, name="small")
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), loss=objective)
     assert math.isfinite(svi.step(x))
 
@@ -66,14 +66,14 @@ def test_a_gradient_that_is_not_finite_is_left_out(penalised: bool) -> None:
     objective = TraceMMD_ELBO(lambd=1.5, base=flow()) if penalised else flow()
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), loss=objective)
     pyro.enable_validation(False)
-    with pytest.warns(UserWarning, match=r"the loss is \d.*gradient is not finite.*step_size"):
+    with pytest.warns(UserWarning, match=r"gradient is not finite.*slope.*left out"):
         assert math.isfinite(svi.step())
     for value in pyro.get_param_store().values():
         assert torch.isfinite(value).all()
     assert pyro.param("scale").item() == 1.0
 
 
-def test_a_penalised_objective_leaves_a_divergence_out_too() -> None:
+def test_a_divergence_below_a_penalty_spoils_no_parameter() -> None:
     def model() -> None:
         with pyro.plate("data", 16):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))

@@ -1,5 +1,5 @@
-"""Programs as others write them, once for both halves; what is special to one names it."""
+"""Programs of other people's kind, once for both halves."""
 
-from tests.objectives.conftest import half
-
-__all__ = ["half"]
+from tests.arrays.conftest import jax_active as jax_active
+from tests.arrays.conftest import library as library
+from tests.objectives.conftest import half as half

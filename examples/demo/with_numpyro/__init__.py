@@ -5,24 +5,10 @@ import importlib.metadata
 from numpyro.infer import TraceMeanField_ELBO
 
 from demo.backend import BackendError
-from demo.with_numpyro.training import start
-from numpyro_backend import (
-    ConcatCritic,
-    TraceHamiltonian_ELBO,
-    TraceInfoMax_ELBO,
-    TraceMMD_ELBO,
-)
-
-__all__ = [
-    "ConcatCritic",
-    "TraceHamiltonian_ELBO",
-    "TraceInfoMax_ELBO",
-    "TraceMMD_ELBO",
-    "TraceMeanField_ELBO",
-    "check_device",
-    "start",
-    "versions",
-]
+from demo.with_numpyro.training import build_vae, start
+from demo.with_numpyro.vae import VAE
+from halves.with_numpyro import dist, xp
+from numpyro_backend import ConcatCritic, TraceHamiltonian_ELBO, TraceInfoMax_ELBO, TraceMMD_ELBO
 
 
 def check_device(name: str | None) -> None:

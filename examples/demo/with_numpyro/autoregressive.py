@@ -6,23 +6,14 @@ import jax
 import numpy as np
 from jax import Array
 
-from demo.with_numpyro.vae import Params, init_linear, linear
+from demo.with_numpyro.vae import Params, init_layers, linear
 
 CODE_SCALE = 0.1
 
 
 @dataclass(frozen=True)
 class AutoregressiveDecoder:
-    """Logits of every pixel given the pixels before it, and the code.
-
-    The code comes in through weights that start small. The pixels have a masked autoencoder to
-    themselves: "MADE: Masked Autoencoder for Distribution Estimation", arXiv 1502.03509.
-
-    Attributes:
-        pixels: Number of pixels of an image.
-        latent_dim: Number of dimensions of the code.
-        hidden: Width of the two hidden layers.
-    """
+    """The masked autoencoder of `demo.with_pyro.autoregressive`, in NumPyro."""
 
     pixels: int
     latent_dim: int
@@ -30,13 +21,10 @@ class AutoregressiveDecoder:
 
     def init(self, rng_key: Array) -> Params:
         """Draw its weights."""
-        *keys, code_key = jax.random.split(rng_key, 5)
-        params = {
-            name: init_linear(key, *mask.shape)
-            for key, (name, mask) in zip(keys, self._masks().items(), strict=True)
-        }
-        code = init_linear(code_key, self.latent_dim, self.hidden)
-        return {**params, "code": CODE_SCALE * code["kernel"]}
+        masks = self._masks()
+        shapes = [*(mask.shape for mask in masks.values()), (self.latent_dim, self.hidden)]
+        *layers, code = init_layers(rng_key, shapes)
+        return {**dict(zip(masks, layers, strict=True)), "code": CODE_SCALE * code["kernel"]}
 
     def apply(self, params: Params, inputs: Array, images: Array | None = None) -> Array:
         """Score images of shape (*batch, pixels) under codes of shape (*batch, latent_dim)."""

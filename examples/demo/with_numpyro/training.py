@@ -16,11 +16,12 @@ from demo import backend
 from demo.backend import Setting
 from demo.with_numpyro.autoregressive import AutoregressiveDecoder
 from demo.with_numpyro.vae import MLP, VAE
-from numpyro_backend import SVI, diagnostics
+from halves.with_numpyro import Fitting
 from numpyro_backend.kernels import RBF
 from numpyro_backend.mmd import mmd_squared
 
 HIDDEN = 128
+_mmd_squared = jax.jit(partial(mmd_squared, kernel=RBF()))
 # NumPyro wraps the other optimisers of JAX in this way.
 OPTIMISERS = {"adam": Adam, "adamax": partial(_NumPyroOptim, adamax)}
 
@@ -47,35 +48,21 @@ def build_vae(setting: Setting, kind: type[VAE] = VAE) -> VAE:
     return kind(encoder, decoder, levels=setting.levels, latent_dim=setting.latent_dim)
 
 
-class Training(backend.Training):
-    """A model, a guide and an objective.
-
-    Args:
-        vae: Holds model and guide.
-        objective: The loss that `SVI` descends.
-        images: All training images, of shape (n, pixels).
-        setting: The optimiser and the seed.
-    """
+class Training(Fitting, backend.Training):
+    """Steps are compiled by JAX."""
 
     def __init__(self, vae: VAE, objective: ELBO, images: Array, setting: Setting) -> None:
-        self.vae = vae
-        self.objective = objective
-        self.images = images
+        self.vae, self.images = vae, images
         optimiser = OPTIMISERS[setting.optimiser](setting.learning_rate)
-        self.svi = SVI(vae.model, vae.guide, optimiser, loss=objective)
-        self.key, init_key = jax.random.split(jax.random.key(setting.seed))
-        self.state = self.svi.init(init_key, images, jnp.arange(2))
-        self._update = jax.jit(self.svi.stable_update)
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """What has been learned so far."""
-        return self.svi.get_params(self.state)
+        rows = jnp.arange(2)
+        super().__init__(
+            vae.model, vae.guide, objective, optimiser, images, rows, seed=setting.seed
+        )
+        self._loss = jax.jit(objective.loss, static_argnums=(2, 3))
 
     def step(self, images: np.ndarray | Array, rows: np.ndarray) -> Array:
         """Take a step on rows of some images; the loss in nats, of all of these images."""
-        self.state, loss = self._update(self.state, jnp.asarray(images), jnp.asarray(rows))
-        return loss
+        return super().step(jnp.asarray(images), jnp.asarray(rows))
 
     def posterior(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Means and scales of q(z|x)."""
@@ -87,20 +74,15 @@ class Training(backend.Training):
 
     def loss(self, images: np.ndarray) -> float:
         """The objective's own loss."""
-        return float(self._loss(self._next_key(), self.params, *_all(images)))
-
-    def ask(self, question: str, images: np.ndarray, **options: Any) -> Any:
-        """What a function of `diagnostics` says of model and guide."""
-        learned = self._next_key(), self.params, self.vae.model, self.vae.guide
-        return getattr(diagnostics, question)(*learned, *_all(images), **options)
+        return float(self.ask(self._loss, *self.all_of(images)))
 
     def mmd_squared(self, x: np.ndarray, y: np.ndarray) -> float:
         """The MMD² of two samples."""
         return float(_mmd_squared(jnp.asarray(x), jnp.asarray(y)))
 
-    def _next_key(self) -> Array:
-        self.key, key = jax.random.split(self.key)
-        return key
+    def all_of(self, images: np.ndarray) -> tuple[Array, Array]:
+        """The images and the numbers of all their rows."""
+        return jnp.asarray(images), jnp.arange(len(images))
 
     @partial(jax.jit, static_argnums=0)
     def _posterior(self, encoder: Any, images: Array) -> tuple[Array, Array]:
@@ -110,16 +92,3 @@ class Training(backend.Training):
     @partial(jax.jit, static_argnums=0)
     def _logits(self, decoder: Any, z: Array, images: Array) -> Array:
         return self.vae.decoder.apply(decoder, z, images)
-
-    @partial(jax.jit, static_argnums=0)
-    def _loss(self, rng_key: Array, params: dict[str, Any], images: Array, rows: Array) -> Array:
-        return self.objective.loss(rng_key, params, self.svi.model, self.svi.guide, images, rows)
-
-
-@jax.jit
-def _mmd_squared(x: Array, y: Array) -> Array:
-    return mmd_squared(x, y, RBF())
-
-
-def _all(images: np.ndarray) -> tuple[Array, Array]:
-    return jnp.asarray(images), jnp.arange(len(images))

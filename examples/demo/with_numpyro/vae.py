@@ -1,5 +1,7 @@
 """The user's side: an ordinary NumPyro model and guide, no wiser for the objective to come."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -26,18 +28,7 @@ class Network(Protocol):
 
 @dataclass(frozen=True)
 class VAE:
-    """A variational autoencoder for images of counts.
-
-    Every pixel counts the inked cells out of `levels`, so the likelihood is binomial (Bernoulli
-    when `levels` is 1): a probability of the images themselves, in nats.
-
-    Attributes:
-        encoder: A location and an unconstrained scale, side by side, of images with values from 0
-            to 1.
-        decoder: Makes logits of codes.
-        levels: The greatest count a pixel can have.
-        latent_dim: Number of dimensions of the code z.
-    """
+    """The variational autoencoder for images of counts of `demo.with_pyro.vae`, in NumPyro."""
 
     encoder: Network
     decoder: Network
@@ -46,10 +37,12 @@ class VAE:
 
     def posterior(self, encoder: Params, images: Array) -> dist.Distribution:
         """q(z | x) for images of shape (*batch, pixels)."""
-        loc, unconstrained_scale = jnp.split(
-            self.encoder.apply(encoder, images / self.levels), 2, axis=-1
-        )
-        return dist.Normal(loc, jax.nn.softplus(unconstrained_scale) + 1e-4).to_event(1)
+        loc, unconstrained = jnp.split(self.encoder.apply(encoder, images / self.levels), 2, -1)
+        return dist.Normal(loc, self.scale(unconstrained)).to_event(1)
+
+    def scale(self, unconstrained: Array) -> Array:
+        """The scale of q(z | x)."""
+        return jax.nn.softplus(unconstrained) + 1e-4
 
     # `images` is the whole data set and `rows` the minibatch: the plate scales the minibatch up, so
     # every loss is that of the whole data set.
@@ -82,9 +75,7 @@ class MLP:
 
     def init(self, rng_key: Array) -> Params:
         """Draw its weights as PyTorch draws them."""
-        keys = jax.random.split(rng_key, len(self.sizes) - 1)
-        sizes = pairwise(self.sizes)
-        return [init_linear(key, *size) for key, size in zip(keys, sizes, strict=True)]
+        return init_layers(rng_key, list(pairwise(self.sizes)))
 
     def apply(self, params: Params, inputs: Array, images: Array | None = None) -> Array:
         """Apply the layers to the inputs alone, which may be codes, or images."""
@@ -101,13 +92,19 @@ def minibatch(name: str, size: int, rows: Array) -> numpyro.plate:
         return numpyro.plate(name, size, len(rows))
 
 
-def init_linear(rng_key: Array, inputs: int, outputs: int) -> Params:
-    """Weights of one layer."""
-    bound = inputs**-0.5
+def init_layers(rng_key: Array, shapes: Sequence[tuple[int, ...]]) -> list[Params]:
+    """Weights of layers, from the shapes of their kernels."""
+    keys = jax.random.split(rng_key, len(shapes))
+    return [init_linear(key, *shape) for key, shape in zip(keys, shapes, strict=True)]
+
+
+def init_linear(rng_key: Array, *shape: int) -> Params:
+    """Weights of one layer, whose outputs are the last of its kernel's axes."""
+    bound = math.prod(shape[:-1]) ** -0.5
     kernel_key, bias_key = jax.random.split(rng_key)
     return {
-        "kernel": jax.random.uniform(kernel_key, (inputs, outputs), minval=-bound, maxval=bound),
-        "bias": jax.random.uniform(bias_key, (outputs,), minval=-bound, maxval=bound),
+        "kernel": jax.random.uniform(kernel_key, shape, minval=-bound, maxval=bound),
+        "bias": jax.random.uniform(bias_key, shape[-1:], minval=-bound, maxval=bound),
     }
 
 

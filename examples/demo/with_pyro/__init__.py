@@ -6,19 +6,10 @@ import torch
 from pyro.infer import TraceMeanField_ELBO
 
 from demo.backend import BackendError
-from demo.with_pyro.training import start
+from demo.with_pyro.training import build_vae, start
+from demo.with_pyro.vae import VAE
+from halves.with_pyro import dist, xp
 from pyro_infovae import ConcatCritic, TraceHamiltonian_ELBO, TraceInfoMax_ELBO, TraceMMD_ELBO
-
-__all__ = [
-    "ConcatCritic",
-    "TraceHamiltonian_ELBO",
-    "TraceInfoMax_ELBO",
-    "TraceMMD_ELBO",
-    "TraceMeanField_ELBO",
-    "check_device",
-    "start",
-    "versions",
-]
 
 
 def check_device(name: str | None) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pyro
@@ -53,26 +52,21 @@ def build_vae(setting: Setting, kind: type[VAE] = VAE) -> VAE:
 
 
 class Training(backend.Training):
-    """A model, a guide and an objective.
+    """Steps are Pyro's own, or captured and replayed where the setting says so."""
 
-    Args:
-        vae: Holds model and guide.
-        objective: The loss that `SVI` descends.
-        images: All training images, of shape (n, pixels).
-        setting: The optimiser, and whether steps are captured.
-    """
+    diagnostics = diagnostics
 
     def __init__(self, vae: VAE, objective: ELBO, images: Tensor, setting: Setting) -> None:
-        self.vae = vae
-        self.objective = objective
+        self.vae, self.objective = vae, objective
+        self.model, self.guide = vae.model, vae.guide
         self.device = next(vae.parameters()).device
         self.images = images.to(self.device)
         if setting.compiled:
             optim = partial(OPTIMISERS[setting.optimiser], lr=setting.learning_rate)
-            self.svi = CompiledSVI(vae.model, vae.guide, optim, loss=objective)
+            self.svi = CompiledSVI(self.model, self.guide, optim, loss=objective)
         else:
             adam = Adam({"lr": setting.learning_rate})
-            self.svi = SVI(vae.model, vae.guide, adam, loss=objective)
+            self.svi = SVI(self.model, self.guide, adam, loss=objective)
 
     def step(self, images: np.ndarray | Tensor, rows: np.ndarray) -> float:
         """Take a step on rows of some images; the loss in nats, of all of these images."""
@@ -92,18 +86,14 @@ class Training(backend.Training):
     @torch.no_grad()
     def loss(self, images: np.ndarray) -> float:
         """The objective's own loss."""
-        return self.objective.loss(self.vae.model, self.vae.guide, *self._all(images))
-
-    def ask(self, question: str, images: np.ndarray, **options: Any) -> Any:
-        """What a function of `diagnostics` says of model and guide."""
-        answer = getattr(diagnostics, question)
-        return answer(self.vae.model, self.vae.guide, *self._all(images), **options)
+        return self.objective.loss(self.model, self.guide, *self.all_of(images))
 
     def mmd_squared(self, x: np.ndarray, y: np.ndarray) -> float:
         """The MMD² of two samples."""
         return mmd_squared(self._tensor(x), self._tensor(y), RBF()).item()
 
-    def _all(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
+    def all_of(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The images and the numbers of all their rows."""
         return self._tensor(images), torch.arange(len(images), device=self.device)
 
     def _tensor(self, array: np.ndarray | Tensor) -> Tensor:

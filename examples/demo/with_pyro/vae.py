@@ -31,19 +31,14 @@ class VAE(nn.Module):
         self.decoder = decoder
         self.encoder = encoder
 
-    def prior(self, like: Tensor) -> dist.Independent:
-        """p(z): a standard normal, on the device and of the dtype of `like`."""
-        return dist.Normal(like.new_zeros(self.latent_dim), 1.0).to_event(1)
-
-    def likelihood(self, z: Tensor, images: Tensor) -> dist.Independent:
-        """p(x | z) for codes of shape (*batch, latent_dim)."""
-        return dist.Binomial(self.levels, logits=self.decoder(z, images)).to_event(1)
-
     def posterior(self, images: Tensor) -> dist.Independent:
         """q(z | x) for images of shape (*batch, pixels)."""
-        loc, unconstrained_scale = self.encoder(images / self.levels).chunk(2, dim=-1)
-        scale = nn.functional.softplus(unconstrained_scale) + 1e-4
-        return dist.Normal(loc, scale).to_event(1)
+        loc, unconstrained = self.encoder(images / self.levels).chunk(2, dim=-1)
+        return dist.Normal(loc, self.scale(unconstrained)).to_event(1)
+
+    def scale(self, unconstrained: Tensor) -> Tensor:
+        """The scale of q(z | x)."""
+        return nn.functional.softplus(unconstrained) + 1e-4
 
     # `images` is the whole data set and `rows` the minibatch: the plate scales the minibatch up, so
     # every loss is that of the whole data set.
@@ -52,8 +47,10 @@ class VAE(nn.Module):
         """Draw a code for every row, and score the row's image given its code."""
         pyro.module("decoder", self.decoder)
         with pyro.plate("data", len(images), subsample=rows):
-            z = pyro.sample("z", self.prior(images))
-            pyro.sample("x", self.likelihood(z, images[rows]), obs=images[rows])
+            prior = dist.Normal(images.new_zeros(self.latent_dim), 1.0).to_event(1)
+            logits = self.decoder(pyro.sample("z", prior), images[rows])
+            likelihood = dist.Binomial(self.levels, logits=logits).to_event(1)
+            pyro.sample("x", likelihood, obs=images[rows])
 
     def guide(self, images: Tensor, rows: Tensor) -> None:
         """Draw a code for every row, given its image."""

@@ -5,17 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from hvae_gaussian_parts.methods import METHODS, Plan
-from hvae_gaussian_parts.problem import (
-    DataSets,
-    Parameters,
-    draw,
-    expected_shift_error,
-    least_gap_from_prior,
-    log_evidence,
-    maximum_likelihood,
-    truth,
-)
+from hvae_gaussian_parts import problem
+from hvae_gaussian_parts.methods import METHODS
+from hvae_gaussian_parts.problem import DataSets, Parameters, truth
 from hvae_gaussian_parts.programs import fit
 from reproduction.results import cell, mean_and_spread
 
@@ -34,33 +26,25 @@ def measure(
     dim: int,
     method: str,
     *,
-    backend: str,
-    device: str,
     size: int,
     seeds: Sequence[int],
     budgets: Sequence[int],
-    learning_rate: float,
-    draws: int,
+    **training: str | int | float,
 ) -> Iterator[Mapping[str, str | int | float]]:
     """A row for every budget and data set.
 
     Args:
         dim: Number of coordinates.
         method: One of `METHODS`.
-        backend: `pyro` or `numpyro`.
-        device: Where to compute, with Pyro.
         size: Number of data in each data set.
         seeds: One for each data set.
         budgets: Gradients of the log joint after which to look, ascending.
-        learning_rate: RMSProp's.
-        draws: Draws that a bound is estimated with.
+        training: The backend, its device, RMSProp's learning rate, and the draws of a bound.
     """
     true, chosen = truth(dim), METHODS[method]
-    data = draw(true, size=size, seeds=seeds)
-    plan = Plan(
-        tuple(budget // chosen.gradients for budget in budgets), learning_rate, draws, seed=dim
-    )
-    looks = fit(chosen, data, plan, backend=backend, device=device)
+    data = problem.draw(true, size=size, seeds=seeds)
+    steps = [budget // chosen.gradients for budget in budgets]
+    looks = fit(chosen, data, steps, seed=dim, **training)
     for budget, found in zip(budgets, looks, strict=True):
         columns = compare(found.parameters, found.bound, data, true)
         for i, seed in enumerate(seeds):
@@ -81,15 +65,15 @@ def compare(
     The errors are the squared distance of (Δ, σ) to the truth; `shortfall` is what the evidence
     lacks of the highest, `gap` what the bound lacks of the evidence, both in nats.
     """
-    best = maximum_likelihood(data)
-    evidence = log_evidence(found, data)
+    best = problem.maximum_likelihood(data)
+    evidence = problem.log_evidence(found, data)
     return {
         "error": squared_distance(found, true),
         "error_of_mle": squared_distance(best, true),
         "distance_to_mle": squared_distance(found, best),
-        "shortfall": log_evidence(best, data) - evidence,
+        "shortfall": problem.log_evidence(best, data) - evidence,
         "gap": evidence - bound,
-        "least_gap": least_gap_from_prior(found, data),
+        "least_gap": problem.least_gap_from_prior(found, data),
     }
 
 
@@ -101,6 +85,8 @@ def squared_distance(one: Parameters, other: Parameters) -> np.ndarray:
 def tabulate(runs: pd.DataFrame, size: int) -> pd.DataFrame:
     """Means and standard deviations over the data sets, beside the error to be expected of x̄."""
     table = mean_and_spread(runs, ["dim", "method", "gradients", "steps"], MEASURES)
-    expected = [cell(expected_shift_error(truth(dim), size=size)) for dim, *_ in table.index]
+    expected = [
+        cell(problem.expected_shift_error(truth(dim), size=size)) for dim, *_ in table.index
+    ]
     table.insert(2, "expected_error", expected)
     return table.rename(columns={"seeds": "data_sets"})

@@ -2,9 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import ArrayLike
-
 from hvae_gaussian_parts.problem import Array, Parameters
 
 LOG_SIGMA = 3.0
@@ -43,23 +40,6 @@ METHODS = {
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How to train.
-
-    Attributes:
-        checkpoints: Numbers of optimisation steps after which to look, ascending.
-        learning_rate: RMSProp's.
-        draws: Draws that a bound is estimated with.
-        seed: Of all randomness but the data's.
-    """
-
-    checkpoints: tuple[int, ...]
-    learning_rate: float
-    draws: int
-    seed: int
-
-
-@dataclass(frozen=True)
 class Snapshot:
     """What has been learned after some steps.
 
@@ -74,15 +54,3 @@ class Snapshot:
     parameters: Parameters
     bound: Array
     temperature: float
-
-
-def snapshot(
-    steps: int, shift: ArrayLike, log_sigma: ArrayLike, log_weights: ArrayLike, beta_0: float
-) -> Snapshot:
-    """A snapshot of copies; the bound is the mean of the log weights over the draws."""
-    return Snapshot(
-        steps,
-        Parameters(np.array(shift), np.exp(np.array(log_sigma))),
-        np.mean(log_weights, axis=0),
-        beta_0**-0.5,
-    )

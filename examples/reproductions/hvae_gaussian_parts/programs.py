@@ -2,22 +2,14 @@
 
 import importlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from hvae_gaussian_parts.methods import (
-    BETA_0,
-    LOG_SCALE,
-    LOG_SIGMA,
-    PARTICLES,
-    RMS_DECAY,
-    STEP_SIZE,
-    Method,
-    Plan,
-    Snapshot,
-    snapshot,
-)
-from hvae_gaussian_parts.problem import DataSets
+import numpy as np
+
+from hvae_gaussian_parts import methods
+from hvae_gaussian_parts.methods import Method, Snapshot
+from hvae_gaussian_parts.problem import DataSets, Parameters
 
 Program = Callable[[], Any]
 
@@ -33,13 +25,13 @@ def programs(half: Any, data: DataSets) -> dict[str, Program]:
     def parameters() -> tuple[Any, Any]:
         return (
             ppl.param("shift", xp.zeros_like(mean)),
-            ppl.param("log_sigma", xp.full_like(mean, LOG_SIGMA)),
+            ppl.param("log_sigma", xp.full_like(mean, methods.LOG_SIGMA)),
         )
 
     def variational_parameters() -> tuple[Any, Any]:
         return (
             ppl.param("loc", xp.zeros_like(mean)),
-            ppl.param("log_scale", xp.full_like(mean, LOG_SCALE)),
+            ppl.param("log_scale", xp.full_like(mean, methods.LOG_SCALE)),
         )
 
     def log_likelihood(z: Any, shift: Any, log_sigma: Any) -> Any:
@@ -83,9 +75,17 @@ def programs(half: Any, data: DataSets) -> dict[str, Program]:
 
 
 def fit(
-    method: Method, data: DataSets, plan: Plan, *, backend: str, device: str
+    method: Method,
+    data: DataSets,
+    checkpoints: Sequence[int],
+    *,
+    learning_rate: float,
+    draws: int,
+    seed: int,
+    backend: str,
+    device: str,
 ) -> Iterator[Snapshot]:
-    """Train, and tell at every checkpoint what has been learned.
+    """Train, and tell after some numbers of steps what has been learned.
 
     Sums of squares over ten thousand data leave single precision no digits for the bound.
     """
@@ -96,21 +96,21 @@ def fit(
         if flows:
             objective = half.TraceHamiltonian_ELBO(
                 method.num_steps,
-                half.xp.full_like(half.array(data.mean), STEP_SIZE),
-                beta_0=BETA_0,
+                half.xp.full_like(half.array(data.mean), methods.STEP_SIZE),
+                beta_0=methods.BETA_0,
                 tempering=method.tempering,
-                **half.particles(PARTICLES, plates=1),
+                **half.particles(methods.PARTICLES, plates=1),
             )
         else:
             objective = half.Trace_ELBO()
         trained = (of["model"], of["prior"]) if flows else (of["bound"], lambda: None)
-        optimiser = half.rms_prop(plan.learning_rate, RMS_DECAY)
-        fitting = half.Fitting(*trained, objective, optimiser, seed=plan.seed)
+        optimiser = half.rms_prop(learning_rate, methods.RMS_DECAY)
+        fitting = half.Fitting(*trained, objective, optimiser, seed=seed)
         looked_at = {} if flows else {"model": of["model"], "guide": of["mean_field"]}
         taken = 0
-        for steps in plan.checkpoints:
+        for steps in checkpoints:
             fitting.advance(steps - taken)
             taken = steps
-            weights = fitting.log_weights(plan.draws, **looked_at)
-            learned = fitting.param("shift"), fitting.param("log_sigma")
-            yield snapshot(steps, *learned, weights, fitting.beta_0)
+            bound = fitting.log_weights(draws, **looked_at).mean(0)
+            learned = Parameters(fitting.param("shift"), np.exp(fitting.param("log_sigma")))
+            yield Snapshot(steps, learned, bound, fitting.flow_settings()[1] ** -0.5)

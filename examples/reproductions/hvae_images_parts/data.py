@@ -23,13 +23,11 @@ class Images:
         train: Probabilities of ink, of shape (n, pixels).
         test: Held-out images, binarised once, of shape (m, pixels).
         side: Height and width of an image.
-        source: What they are.
     """
 
     train: Array
     test: Array
     side: int
-    source: str
 
 
 def load(folder: Path | None, *, pooled: int, num_test: int) -> Images:
@@ -45,17 +43,13 @@ def load(folder: Path | None, *, pooled: int, num_test: int) -> Images:
         DataError: No images; the message says why.
     """
     if folder is None:
-        source = "scikit-learn's 8 × 8 digits"
         train, test = _hold_out(load_digits().images / 16)
     else:
-        files = _files(folder)
-        parts = [_pool(read_idx(path, ndim=3) / 255, pooled) for path in files]
+        parts = [_pool(read_idx(path, ndim=3) / 255, pooled) for path in _files(folder)]
         train, test = parts if len(parts) == 2 else _hold_out(parts[0])
-        source = f"MNIST's {' and '.join(path.name for path in files)}, as {train.shape[1]} × "
-        source += f"{train.shape[1]} pixels"
     test = test[:num_test]
     inked = np.random.default_rng(0).random(test.shape) < test
-    return Images(_flat(train), _flat(inked), train.shape[1], source)
+    return Images(_flat(train), _flat(inked), train.shape[1])
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,38 +1,42 @@
 """What is measured of one training, and the table of all."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
-from hvae_images_parts.data import load
-from hvae_images_parts.methods import METHODS, VAE, Setting, Snapshot
+from hvae_images_parts.data import Images
+from hvae_images_parts.methods import METHODS, VAE, Snapshot
 from hvae_images_parts.training import train
-from reproduction.results import mean_and_spread
+from pyro_infovae.diagnostics import Evidence
 
 MEASURES = ("nll", "nll_own", "nll_encoder", "bound", "gap", "step_size", "beta_0")
 
 
 def measure(
-    images: str, seed: int, method: str, *, setting: Setting
+    images: str,
+    seed: int,
+    method: str,
+    *,
+    load: Callable[[], Images],
+    methods: Sequence[str],
+    gradients: int,
+    **training: Any,
 ) -> Iterator[Mapping[str, str | int | float]]:
     """A row for every checkpoint.
 
     Args:
-        images: `digits`, or `scans` of the setting's folder.
+        images: What `load` gives, by name.
         seed: Of weights, minibatches and draws.
         method: One of `METHODS`.
-        setting: How to train and to measure.
+        load: Gives the images.
+        methods: Those that are compared.
+        gradients: The budget of each, in gradients of the log joint.
+        training: Options of `train`.
     """
-    loaded = load(
-        setting.data_dir if images == "scans" else None,
-        pooled=setting.pooled,
-        num_test=setting.num_test,
-    )
-    steps = checkpoints(method, setting.methods, setting.gradients)
-    for found in train(METHODS[method], loaded, setting, steps, seed):
+    steps = checkpoints(method, methods, gradients)
+    for found in train(METHODS[method], load(), steps, seed, **training):
         yield {
             "steps": found.steps,
             "gradients": found.steps * METHODS[method].gradients,
@@ -67,9 +71,4 @@ def scores(found: Snapshot) -> dict[str, float]:
 
 def nll(log_weights: NDArray[np.float64]) -> float:
     """Negative log of the mean weight, averaged over the images."""
-    return float((np.log(len(log_weights)) - logsumexp(log_weights, axis=0)).mean())
-
-
-def tabulate(runs: pd.DataFrame) -> pd.DataFrame:
-    """Means and standard deviations over the seeds."""
-    return mean_and_spread(runs, ["method", "gradients", "steps"], MEASURES)
+    return -float(Evidence(log_weights).log_evidence.mean())

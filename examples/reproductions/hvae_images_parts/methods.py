@@ -1,10 +1,11 @@
 """What is compared, and what both backends train with."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+import hvae_gaussian_parts.methods
 
 BATCH = 100
 STEP_SIZE = 0.2
@@ -12,22 +13,8 @@ FREE_FACTOR = 0.9
 BETA_0 = 1 / 1.5
 
 
-@dataclass(frozen=True)
-class Method:
-    """An objective.
-
-    Attributes:
-        num_steps: Leapfrog steps K from the encoder's draw; 0 for the plain VAE.
-        tempering: Their tempering.
-    """
-
-    num_steps: int = 0
-    tempering: str = "none"
-
-    @property
-    def gradients(self) -> int:
-        """What an optimisation step costs, in gradients of the log joint."""
-        return self.num_steps + 1
+class Method(hvae_gaussian_parts.methods.Method):
+    """An objective, whose leapfrog steps start at the encoder's draw; 0 for the plain VAE."""
 
     @property
     def beta_0(self) -> float:
@@ -37,7 +24,7 @@ class Method:
 
 VAE = "VAE"
 METHODS = {
-    VAE: Method(),
+    VAE: Method(0),
     "HVAE K=1, quadratic": Method(1, "quadratic"),
     "HVAE K=5, none": Method(5),
     "HVAE K=5, quadratic": Method(5, "quadratic"),
@@ -66,35 +53,6 @@ class Net:
         for _ in self.channels:
             found.append((found[-1] + 1) // 2)
         return found
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How to train and to measure.
-
-    Attributes:
-        data_dir: Folder with IDX files; None for scikit-learn's digits.
-        pooled: Side of the squares of the scans that are averaged into a pixel.
-        num_test: Most test images.
-        net: The size of encoder and decoder.
-        methods: Those to compare.
-        gradients: The budget of each, in gradients of the log joint.
-        learning_rate: Adamax's.
-        draws: Importance samples per test image.
-        backend: `pyro` or `numpyro`.
-        device: Where to compute, with Pyro.
-    """
-
-    data_dir: Path | None
-    pooled: int
-    num_test: int
-    net: Net
-    methods: tuple[str, ...]
-    gradients: int
-    learning_rate: float
-    draws: int
-    backend: str
-    device: str
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,10 @@
-"""Encoder and decoder in Pyro, and what was learned of a flow."""
+"""Encoder and decoder in Pyro."""
 
 from itertools import pairwise
 from math import prod
 
 from torch import Tensor, nn
 
-from demo.with_pyro.training import Training
 from demo.with_pyro.vae import VAE
 from hvae_images_parts.methods import Net
 
@@ -55,9 +54,3 @@ def decoder(side: int, net: Net) -> nn.Sequential:
         upward = nn.ConvTranspose2d(inputs, outputs, 5, stride=2, padding=2, output_padding=beyond)
         layers += [nn.Softplus(), upward]
     return nn.Sequential(*layers, nn.Flatten())
-
-
-def flow(training: Training) -> tuple[float, float]:
-    """The mean step size, and the first inverse temperature."""
-    learned = training.objective.flow()
-    return float(learned.step_size.detach().mean()), float(learned.inverse_temperatures[0].detach())

@@ -6,33 +6,53 @@ from typing import Any
 
 import numpy as np
 
-from demo import backend
-from demo.backend import Training
+from demo.backend import Setting, load
+from halves import numbers
 from hvae_images_parts.data import Images
-from hvae_images_parts.methods import BATCH, STEP_SIZE, Method, Setting, Snapshot
+from hvae_images_parts.methods import BATCH, STEP_SIZE, Method, Net, Snapshot
 
 
 def train(
-    method: Method, images: Images, setting: Setting, checkpoints: Sequence[int], seed: int
+    method: Method,
+    images: Images,
+    checkpoints: Sequence[int],
+    seed: int,
+    *,
+    net: Net,
+    learning_rate: float,
+    draws: int,
+    backend: str,
+    device: str,
 ) -> Iterator[Snapshot]:
-    """Train, and tell after some numbers of steps what has been learned."""
-    half = backend.load(setting.backend)
-    networks = importlib.import_module(f"hvae_images_parts.networks_{setting.backend}")
+    """Train with Adamax, and tell after some numbers of steps what has been learned.
+
+    Args:
+        method: The objective.
+        images: To train on, and to hold out.
+        checkpoints: The numbers of steps.
+        seed: Of weights, minibatches and draws.
+        net: The size of encoder and decoder.
+        learning_rate: Adamax's.
+        draws: Importance samples per test image.
+        backend: `pyro` or `numpyro`.
+        device: Where to compute, with Pyro.
+    """
+    half = load(backend)
+    networks = importlib.import_module(f"hvae_images_parts.networks_{backend}")
     training = half.start(
-        lambda: objective(method, setting),
+        lambda: objective(method, net.latent_dim, backend),
         images.test[:1],
-        backend.Setting(
+        Setting(
             pixels=images.side**2,
             levels=1,
-            latent_dim=setting.net.latent_dim,
-            autoregressive=False,
-            learning_rate=setting.learning_rate,
+            latent_dim=net.latent_dim,
+            learning_rate=learning_rate,
             seed=seed,
-            device=setting.device if setting.backend == "pyro" else None,
+            device=device,
             optimiser="adamax",
             compiled=True,
         ),
-        lambda _: networks.build(images.side, setting.net),
+        lambda _: networks.build(images.side, net),
     )
     rng, rows, taken = np.random.default_rng(seed), np.arange(BATCH), 0
     for steps in checkpoints:
@@ -41,21 +61,21 @@ def train(
             inked = rng.random(intensities.shape, np.float32) < intensities
             training.step(inked.astype(np.float32), rows)
         taken = steps
-        encoder = _log_weights(training, images, setting, after_flow=False)
-        if method.num_steps == 0:
-            yield Snapshot(steps, encoder, encoder)
-        else:
-            own = _log_weights(training, images, setting, after_flow=True)
-            yield Snapshot(steps, own, encoder, *networks.flow(training))
+        found = training.log_evidence(images.test, num_samples=draws, after_flow=False)
+        own = encoder = numbers(found.log_weights)
+        if training.flow is not None:
+            found = training.log_evidence(images.test, num_samples=draws)
+            own = numbers(found.log_weights)
+        yield Snapshot(steps, own, encoder, *training.flow_settings())
 
 
-def objective(method: Method, setting: Setting) -> Any:
+def objective(method: Method, latent_dim: int, backend: str) -> Any:
     """The loss; a flow has a step size per dimension, and per step where tempering is free."""
-    half = importlib.import_module(f"halves.with_{setting.backend}")
+    half = importlib.import_module(f"halves.with_{backend}")
     if method.num_steps == 0:
         return half.TraceMeanField_ELBO()
     per_step = method.tempering == "free"
-    shape = (method.num_steps, setting.net.latent_dim) if per_step else (setting.net.latent_dim,)
+    shape = (method.num_steps, latent_dim) if per_step else (latent_dim,)
     return half.TraceHamiltonian_ELBO(
         method.num_steps,
         half.array(np.full(shape, STEP_SIZE)),
@@ -63,11 +83,3 @@ def objective(method: Method, setting: Setting) -> Any:
         tempering=method.tempering,
         per_step=per_step,
     )
-
-
-def _log_weights(
-    training: Training, images: Images, setting: Setting, *, after_flow: bool
-) -> np.ndarray:
-    found = training.log_evidence(images.test, num_samples=setting.draws, after_flow=after_flow)
-    weights = found.log_weights
-    return np.asarray(weights.cpu() if hasattr(weights, "cpu") else weights, float)

@@ -1,9 +1,11 @@
 """The images, and the minibatches that a training sees of them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from demo.backend import Setting
 from demo.data import DataError as DataError
 from demo.data import ImageData, load
 from reproduction.options import Options
@@ -39,9 +41,16 @@ def load_images(data_dir: str, seed: int) -> ImageData:
     return load("mnist", data_dir=Path(data_dir), seed=seed)
 
 
-def minibatches(size: int, steps: int, order: np.random.Generator) -> list[np.ndarray]:
+def setting_for(data: ImageData, latent_dim: int, learning_rate: float, **more: Any) -> Setting:
+    """What a training on the images has to know."""
+    return Setting(data.pixels, data.levels, latent_dim, learning_rate, compiled=True, **more)
+
+
+def minibatches(
+    size: int, steps: int, order: np.random.Generator, *, batch_size: int = BATCH_SIZE
+) -> list[np.ndarray]:
     """Minibatches of one size for so many steps, epoch after epoch in another order."""
-    batch_size = min(BATCH_SIZE, size)
+    batch_size = min(batch_size, size)
     batches: list[np.ndarray] = []
     while len(batches) < steps:
         rows = order.permutation(size)

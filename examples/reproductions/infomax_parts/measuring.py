@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from demo.backend import Setting, Training, load
 from demo.evaluation import MAX_IMAGES, active_units, codes, evidence, fit
-from info_vaes.images import load_images, minibatches
+from info_vaes.images import load_images, minibatches, setting_for
 
 DECODERS = ("mlp", "autoregressive")
 LEARNING_RATES = {"mlp": 2e-3, "autoregressive": 1e-2}
@@ -54,16 +54,9 @@ def measure(
         seed: Fixes split, initial weights and noise.
     """
     data = load_images(data_dir, seed).binarised()
-    setting = Setting(
-        pixels=data.pixels,
-        levels=data.levels,
-        latent_dim=latent_dim,
-        autoregressive=decoder == "autoregressive",
-        learning_rate=LEARNING_RATES[decoder],
-        seed=seed,
-        device=device if backend == "pyro" else None,
-        compiled=True,
-    )
+    autoregressive, rate = decoder == "autoregressive", LEARNING_RATES[decoder]
+    more = {"autoregressive": autoregressive, "seed": seed, "device": device}
+    setting = setting_for(data, latent_dim, rate, **more)
     critic_bound = importlib.import_module(f"infomax_parts.critic_{backend}").critic_bound
     training = start(backend, data.train_images, setting, alpha=alpha)
     training.epoch(minibatches(len(data.train_images), steps, np.random.default_rng(seed)))

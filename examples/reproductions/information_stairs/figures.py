@@ -23,7 +23,6 @@ NEGATIVES = {"all": "-", "shift": ":"}
 def climbs(frame: pd.DataFrame) -> Figure:
     """A panel per bound and kind of pairs, with all other rows as negatives."""
     frame = frame[(frame["negatives"] == "all") & frame["critic"].isin(CRITICS)]
-    plt.switch_backend("agg")
     kinds = [kind for kind in ("normal", "cubic") if kind in set(frame["pairs"])]
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(

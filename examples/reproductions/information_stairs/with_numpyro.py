@@ -10,17 +10,8 @@ import numpy as np
 from jax import Array
 from numpyro.optim import Adam
 
-from information_stairs.problem import (
-    BATCH,
-    DIMS,
-    STAIRS,
-    TRAINED_AS,
-    Climb,
-    Plan,
-    best_offset,
-    correlation,
-    log_ratio,
-)
+from information_stairs import problem
+from information_stairs.problem import DIMS, STAIRS, TRAINED_AS, Climb, Plan, correlation
 from numpyro_backend._arrays.negatives import SCORERS, bound_information
 from numpyro_backend.critics import ConcatCritic, SeparableCritic
 from numpyro_backend.mutual_information import BOUNDS, MutualInformationEstimate
@@ -74,19 +65,13 @@ def _trained(climb: Climb, plan: Plan, init_key: Array, steps: Step) -> dict[str
 
 
 def _at_the_ratio(climb: Climb, step: Step) -> dict[str, Array]:
-    _, information, rho = step
-
-    def best(bound: str) -> Critic:
-        return lambda x, z: log_ratio(x, z, information, rho) + best_offset(bound)
-
-    best_critics = {name: best(name) for name in TRAINED_AS.values()}
-    return _estimates(_read(climb, best_critics, step, cubic=False))
+    return _estimates(_read(climb, problem.best_critics(*step[1:]), step, cubic=False))
 
 
 def _read(climb: Climb, critics: Mapping[str, Critic], step: Step, *, cubic: bool) -> Found:
     key, _, rho = step
     draw_key, score_key = jax.random.split(key)
-    x, z = correlated_normals(draw_key, BATCH, rho)
+    x, z = correlated_normals(draw_key, problem.BATCH, rho)
     z = z**3 if cubic else z
     score = SCORERS[climb.negatives]
     scores = {name: score(score_key, critics[name], x[None], z[None]) for name in critics}

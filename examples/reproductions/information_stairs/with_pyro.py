@@ -6,17 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from information_stairs.problem import (
-    BATCH,
-    DIMS,
-    STAIRS,
-    TRAINED_AS,
-    Climb,
-    Plan,
-    best_offset,
-    correlation,
-    log_ratio,
-)
+from information_stairs import problem
+from information_stairs.problem import DIMS, STAIRS, TRAINED_AS, Climb, Plan, correlation
 from pyro_infovae._arrays.negatives import SCORERS, bound_information
 from pyro_infovae.critics import ConcatCritic, SeparableCritic
 from pyro_infovae.mutual_information import BOUNDS, MutualInformationEstimate
@@ -36,7 +27,7 @@ def estimates(climb: Climb, plan: Plan, device: str) -> dict[str, np.ndarray]:
     steps = []
     for information in STAIRS:
         for _ in range(plan.iterations):
-            pairs = correlated_normals(BATCH, information, device=device)
+            pairs = correlated_normals(problem.BATCH, information, device=device)
             found = take_step(climb, information, *pairs)
             steps.append(torch.stack([found[bound].estimate.detach() for bound in TRAINED_AS]))
     return dict(zip(TRAINED_AS, torch.stack(steps).cpu().numpy().T, strict=True))
@@ -73,12 +64,7 @@ def _trained(
 
 
 def _at_the_ratio(climb: Climb, information: float, x: Tensor, z: Tensor) -> Found:
-    rho = correlation(information)
-
-    def best(bound: str) -> Critic:
-        return lambda x, z: log_ratio(x, z, information, rho) + best_offset(bound)
-
-    return _read(climb, {name: best(name) for name in TRAINED_AS.values()}, x, z)
+    return _read(climb, problem.best_critics(information, correlation(information)), x, z)
 
 
 def _read(climb: Climb, critics: Mapping[str, Critic], x: Tensor, z: Tensor) -> Found:

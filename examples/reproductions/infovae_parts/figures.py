@@ -8,10 +8,11 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
+from scipy.stats import norm
 
 from demo.figures import CLASS_COLOURS, INK, draw_prior, tile
 from demo.pictures import GRID_LIMIT, Pictures
-from infovae_parts.two_points import OBJECTIVES, log_normal
+from infovae_parts.two_points import OBJECTIVES
 from reproduction.figures import STYLE, by_backend
 
 NAMES = {
@@ -31,12 +32,12 @@ def two_points_figure(table: pd.DataFrame) -> Figure:
     def draw(panels: np.ndarray, table: pd.DataFrame) -> None:
         rows = table.sort_values("objective", key=lambda names: names.map(OBJECTIVES.index))
         for panel, run in zip(panels, rows.itertuples(), strict=True):
-            panel.plot(z, np.exp(log_normal(z)), color="0.4", ls="--", lw=1, label="p(z)")
+            panel.plot(z, norm.pdf(z), color="0.4", ls="--", lw=1, label="p(z)")
             for name, loc, scale, colour in (
                 ("q(z|x=-1)", run.loc_minus, run.scale_minus, "tab:green"),
                 ("q(z|x=+1)", run.loc_plus, run.scale_plus, "tab:red"),
             ):
-                panel.plot(z, np.exp(log_normal(z, loc, scale)), color=colour, lw=1.4, label=name)
+                panel.plot(z, norm.pdf(z, loc, scale), color=colour, lw=1.4, label=name)
             panel.set(title=f"{NAMES[run.objective]}, {run.step:,} steps", yticks=[], xlabel="z")
 
     panels = len(table[["objective", "step"]].drop_duplicates())
@@ -68,7 +69,6 @@ def sizes_figure(table: pd.DataFrame) -> Figure:
 def codes_figure(pictures: Mapping[str, Pictures]) -> Figure:
     """A column per objective: the codes by class, draws from the prior, a grid of codes."""
     names = ("codes by class", "draws from the prior", f"z from -{GRID_LIMIT:g} to {GRID_LIMIT:g}")
-    plt.switch_backend("agg")
     with plt.rc_context({**STYLE, "axes.spines.right": True, "axes.spines.top": True}):
         size = (2.1 * len(pictures), 6.3)
         figure, grid = plt.subplots(3, len(pictures), figsize=size, squeeze=False)

@@ -1,20 +1,20 @@
 """The runs of the reproduction: each trains something, and returns rows of a table."""
 
-import importlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from demo import backend as demo_backend
-from demo.backend import Setting, Training
+from demo.backend import Training
 from demo.data import ImageData
 from demo.evaluation import evidence, fit, knn_accuracy
 from demo.pictures import Pictures as Pictures
 from demo.pictures import take_pictures
-from info_vaes.images import load_images, minibatches
+from info_vaes.images import load_images, minibatches, setting_for
 from infovae_parts import two_points
 
 BETA = 4.0
@@ -45,22 +45,6 @@ PICTURES_OBJECTIVES: Mapping[str, Callable[[ModuleType], Any]] = {
 }
 
 
-def training_setting(
-    data: ImageData, *, backend: str, device: str, latent_dim: int, seed: int
-) -> Setting:
-    """What a training has to know."""
-    return Setting(
-        pixels=data.pixels,
-        levels=data.levels,
-        latent_dim=latent_dim,
-        autoregressive=False,
-        learning_rate=LEARNING_RATE,
-        seed=seed,
-        device=device if backend == "pyro" else None,
-        compiled=True,
-    )
-
-
 def measure_two_points(
     *, backend: str, device: str, objective: str, seed: int, steps: str
 ) -> Iterator[dict[str, float]]:
@@ -87,9 +71,7 @@ def measure_size(
     images = data.train_images[np.random.default_rng(seed).permutation(len(data.train_images))]
     images, held_out = images[:size], data.test_images[:MAX_IMAGES]
     half = demo_backend.load(backend)
-    setting = training_setting(
-        data, backend=backend, device=device, latent_dim=latent_dim, seed=seed
-    )
+    setting = setting_for(data, latent_dim, LEARNING_RATE, seed=seed, device=device)
     training = half.start(lambda: SIZES_OBJECTIVES[objective](half), images, setting)
     training.epoch(minibatches(size, steps, np.random.default_rng(seed)))
     yield {
@@ -104,10 +86,10 @@ def picture(
 ) -> tuple[Pictures, dict[str, float | str]]:
     """A 2-D code of grey images, to look at and in numbers."""
     data = load_images(data_dir, seed)
-    setting = training_setting(data, backend=backend, device=device, latent_dim=2, seed=seed)
+    setting = setting_for(data, 2, LEARNING_RATE, seed=seed, device=device)
     half, build = demo_backend.load(backend), None
     if "deterministic" in objective:
-        build = importlib.import_module(f"infovae_parts.deterministic_{backend}").build
+        build = partial(half.build_vae, kind=deterministic(half))
     training = half.start(
         lambda: PICTURES_OBJECTIVES[objective](half), data.train_images, setting, build
     )
@@ -130,6 +112,16 @@ def codes_measures(training: Training, data: ImageData) -> dict[str, float]:
         "mmd_squared": found.mmd_squared,
         "knn_accuracy": knn_accuracy(training, data),
     }
+
+
+def deterministic(half: ModuleType) -> Any:
+    """The demo's autoencoder, whose guide is a point mass at the mean of q(z|x)."""
+
+    class DeterministicVAE(half.VAE):
+        def posterior(self, *given: Any) -> Any:
+            return half.dist.Delta(super().posterior(*given).mean, event_dim=1)
+
+    return DeterministicVAE
 
 
 def beta_vae(half: ModuleType, beta: float) -> Any:

@@ -5,14 +5,15 @@ scale that the decoder makes of z; its posterior in the guide is a normal of its
 """
 
 import importlib
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from scipy.special import logsumexp
+from scipy.stats import norm
+
+from halves import draw_layers
 
 POINTS = np.array([-1.0, 1.0])
 DATA = np.repeat(POINTS, 64)
@@ -26,6 +27,7 @@ INITIAL_SCALE = 0.5
 
 PRIOR_GRID = np.linspace(-12.0, 12.0, 24_001)
 POSTERIOR_GRID = np.linspace(-8.0, 8.0, 4001)
+POSTERIOR_WEIGHTS = norm.pdf(POSTERIOR_GRID) * (POSTERIOR_GRID[1] - POSTERIOR_GRID[0])
 
 Decode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -77,12 +79,8 @@ def train(
 def _programs(half: Any, seed: int) -> tuple[Callable[[], None], Callable[[], None]]:
     """Model and guide of the data, with the names of either backend."""
     ppl, dist = half.ppl, half.dist
-    rng = np.random.default_rng(seed)
-    drawn = [
-        rng.uniform(-1, 1, (inputs + 1, outputs)) / math.sqrt(inputs)
-        for inputs, outputs in pairwise(LAYERS)
-    ]
-    start = [(half.array(weights[:-1]), half.array(weights[-1])) for weights in drawn]
+    drawn = draw_layers(np.random.default_rng(seed), *LAYERS)
+    start = [(half.array(kernel), half.array(bias)) for kernel, bias in drawn]
     x, zero, first_loc = map(half.array, (DATA, 0.0, INITIAL_LOC))
     first_log_scale = half.array(np.full(2, np.log(INITIAL_SCALE)))
     point = half.xp.asarray((DATA > 0).astype(int))
@@ -144,16 +142,15 @@ def measures(snapshot: Snapshot) -> dict[str, float]:
 
 def log_evidence(x: float, decode: Decode) -> float:
     """Log p(x), integrated over the prior."""
-    log_joint = log_normal(PRIOR_GRID) + log_normal(x, *decode(PRIOR_GRID))
+    log_joint = norm.logpdf(PRIOR_GRID) + norm.logpdf(x, *decode(PRIOR_GRID))
     return float(logsumexp(log_joint) + np.log(PRIOR_GRID[1] - PRIOR_GRID[0]))
 
 
 def elbo(x: float, loc: float, scale: float, decode: Decode) -> float:
     """The evidence lower bound of one point, integrated over its posterior in the guide."""
-    weights = np.exp(log_normal(POSTERIOR_GRID)) * (POSTERIOR_GRID[1] - POSTERIOR_GRID[0])
-    log_likelihood = log_normal(x, *decode(loc + scale * POSTERIOR_GRID))
+    log_likelihood = norm.logpdf(x, *decode(loc + scale * POSTERIOR_GRID))
     kl = 0.5 * (loc**2 + scale**2 - 1) - np.log(scale)
-    return float(weights @ log_likelihood - kl)
+    return float(POSTERIOR_WEIGHTS @ log_likelihood - kl)
 
 
 def marginal_kl(loc: np.ndarray, scale: np.ndarray) -> float:
@@ -161,14 +158,6 @@ def marginal_kl(loc: np.ndarray, scale: np.ndarray) -> float:
     total = 0.0
     for own_loc, own_scale in zip(loc, scale, strict=True):
         z = own_loc + own_scale * POSTERIOR_GRID
-        log_q = logsumexp(log_normal(z[:, None], loc, scale), axis=1) - np.log(len(loc))
-        weights = np.exp(log_normal(POSTERIOR_GRID)) * (POSTERIOR_GRID[1] - POSTERIOR_GRID[0])
-        total += float(weights @ (log_q - log_normal(z))) / len(loc)
+        log_q = logsumexp(norm.logpdf(z[:, None], loc, scale), axis=1) - np.log(len(loc))
+        total += float(POSTERIOR_WEIGHTS @ (log_q - norm.logpdf(z))) / len(loc)
     return total
-
-
-def log_normal(
-    x: np.ndarray | float, loc: np.ndarray | float = 0.0, scale: np.ndarray | float = 1.0
-) -> np.ndarray:
-    """The log density of a normal."""
-    return -0.5 * ((x - loc) / scale) ** 2 - np.log(scale) - 0.5 * np.log(2 * np.pi)

@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 
 from reproduction.options import BACKENDS
 
+plt.switch_backend("agg")
+
 STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -37,7 +39,6 @@ def by_backend(
         size: Width and height of a row, in inches.
         shared: For `subplots`.
     """
-    plt.switch_backend("agg")
     backends = [backend for backend in BACKENDS if backend in set(table["backend"])]
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(

@@ -1,20 +1,19 @@
 """One autoencoder of handwritten digits, whatever trains it: data, first weights, minibatches."""
 
 import importlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
+import info_vaes.images
 from demo.backend import Setting, load
 from demo.evaluation import binomial_log_prob, fit
+from halves import draw_layers
+from info_vaes.images import load_images
 from rival_objectives.steps import take_steps
 
 LATENTS = 8
@@ -64,36 +63,21 @@ class Trained:
 @cache
 def images() -> tuple[np.ndarray, np.ndarray]:
     """Training and held-out images, a row of 64 binary pixels each."""
-    pixels, labels = load_digits(return_X_y=True)
-    binary = (pixels >= 8).astype(np.float32)
-    train, test = train_test_split(binary, test_size=0.2, random_state=0, stratify=labels)
-    return train, test
+    data = load_images("", seed=0).binarised()
+    return data.train_images, data.test_images
 
 
 def first_weights(plan: Plan, seed: int) -> Weights:
-    """Uniform within 1/√(inputs), as PyTorch draws them."""
-    rng = np.random.default_rng(seed)
-    pixels = images()[0].shape[1]
-
-    def layers(*sizes: int) -> Layers:
-        drawn = []
-        for inputs, outputs in pairwise(sizes):
-            bound = 1 / math.sqrt(inputs)
-            values = rng.uniform(-bound, bound, (inputs + 1, outputs)).astype(np.float32)
-            drawn.append((values[:-1], values[-1]))
-        return drawn
-
-    return Weights(layers(pixels, plan.hidden, 2 * LATENTS), layers(LATENTS, plan.hidden, pixels))
+    """As PyTorch draws them."""
+    rng, pixels = np.random.default_rng(seed), images()[0].shape[1]
+    encoder = draw_layers(rng, pixels, plan.hidden, 2 * LATENTS)
+    return Weights(encoder, draw_layers(rng, LATENTS, plan.hidden, pixels))
 
 
-def minibatches(plan: Plan, seed: int) -> np.ndarray:
-    """The rows of every step's minibatch, of shape (steps, rows)."""
-    rng = np.random.default_rng(seed)
-    count = len(images()[0])
-    per_epoch = count // BATCH
-    epochs = math.ceil(plan.steps / per_epoch)
-    rows = [rng.permutation(count)[: per_epoch * BATCH] for _ in range(epochs)]
-    return np.concatenate(rows).reshape(-1, BATCH)[: plan.steps]
+def minibatches(plan: Plan, seed: int) -> list[np.ndarray]:
+    """The rows of every step's minibatch."""
+    order = np.random.default_rng(seed)
+    return info_vaes.images.minibatches(len(images()[0]), plan.steps, order, batch_size=BATCH)
 
 
 def train(method: str, alpha: float, seed: int, plan: Plan, *, backend: str) -> Trained:
@@ -120,40 +104,42 @@ def train(method: str, alpha: float, seed: int, plan: Plan, *, backend: str) -> 
 
 
 def train_with(
-    objective: Callable[[], Any], seed: int, plan: Plan, *, backend: str, compiled: bool = False
+    objective: Callable[[], Any], seed: int, plan: Plan, *, backend: str, **setting: Any
 ) -> Trained:
     """Take the plan's steps under any objective of a backend."""
     weights = first_weights(plan, seed)
-    training = start(objective, weights, plan, seed=seed, backend=backend, compiled=compiled)
+    training = start(objective, weights, plan, backend=backend, seed=seed, **setting)
     step = partial(training.step, training.images)
     seconds = take_steps(step, minibatches(plan, seed))
     return Trained(_programs(backend).weights_of(training), seconds)
 
 
 def start(
-    objective: Callable[[], Any],
-    weights: Weights,
-    plan: Plan,
-    *,
-    seed: int,
-    backend: str,
-    compiled: bool = False,
+    objective: Callable[[], Any], weights: Weights, plan: Plan, *, backend: str, **setting: Any
 ) -> Any:
     """A training that has taken no step yet."""
     train_images = images()[0]
-    setting = Setting(
+    chosen = Setting(
         pixels=train_images.shape[1],
         levels=1,
         latent_dim=LATENTS,
-        autoregressive=False,
         learning_rate=plan.learning_rate,
-        seed=seed,
-        device=None,
-        compiled=compiled,
+        **setting,
     )
-    programs = _programs(backend)
-    half = load(backend)
-    return half.start(objective, train_images, setting, lambda _: programs.build(weights))
+    half, network = load(backend), _programs(backend).network
+
+    class LogVarianceVAE(half.VAE):
+        """The demo's, whose encoder ends in means and log variances."""
+
+        def scale(self, log_variance: Any) -> Any:
+            """The scale of q(z | x)."""
+            return half.xp.exp(log_variance / 2)
+
+    def build(_: Setting) -> LogVarianceVAE:
+        networks = network(weights.encoder), network(weights.decoder)
+        return LogVarianceVAE(*networks, levels=1, latent_dim=LATENTS)
+
+    return half.start(objective, train_images, chosen, build)
 
 
 def measure(weights: Weights, plan: Plan, *, backend: str) -> dict[str, float]:

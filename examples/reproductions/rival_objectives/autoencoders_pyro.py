@@ -1,32 +1,11 @@
-"""The autoencoder in Pyro, from and to the weights of any library."""
+"""The autoencoder's networks in Pyro, from and to the weights of any library."""
 
-import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from demo.with_pyro.training import Training
-from demo.with_pyro.vae import MLP, VAE
-from rival_objectives.autoencoders import LATENTS, Layers, Weights
-
-
-class LogVarianceVAE(VAE):
-    """The demo's, whose encoder ends in means and log variances."""
-
-    def posterior(self, images: Tensor) -> dist.Independent:
-        """q(z | x)."""
-        loc, log_variance = self.encoder(images).chunk(2, -1)
-        return dist.Normal(loc, (log_variance / 2).exp()).to_event(1)
-
-
-def build(weights: Weights) -> LogVarianceVAE:
-    """Model and guide with these weights."""
-    networks = network(weights.encoder), network(weights.decoder)
-    return LogVarianceVAE(*networks, levels=1, latent_dim=LATENTS)
-
-
-def weights_of(training: Training) -> Weights:
-    """As they are now."""
-    return Weights(layers(training.vae.encoder), layers(training.vae.decoder))
+from demo.with_pyro.vae import MLP
+from rival_objectives.autoencoders import Layers, Weights
 
 
 def network(weights: Layers) -> MLP:
@@ -45,3 +24,8 @@ def layers(network: nn.Module) -> Layers:
         for module in network.modules()
         if isinstance(module, nn.Linear)
     ]
+
+
+def weights_of(training: Training) -> Weights:
+    """As they are now."""
+    return Weights(layers(training.vae.encoder), layers(training.vae.decoder))

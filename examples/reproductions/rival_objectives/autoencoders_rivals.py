@@ -6,21 +6,10 @@ import warnings
 import torch
 from pyro.contrib.gp.kernels import RBF
 from pyro.infer import Trace_MMD
-from torch import Tensor, nn
+from torch import Tensor
 
-from rival_objectives.autoencoders import (
-    BATCH,
-    LAMBD,
-    LATENTS,
-    PARTICLES,
-    Plan,
-    Trained,
-    Weights,
-    first_weights,
-    images,
-    minibatches,
-    train_with,
-)
+from rival_objectives import autoencoders
+from rival_objectives.autoencoders import LAMBD, LATENTS, PARTICLES, Plan, Trained, Weights
 from rival_objectives.autoencoders_pyro import layers, network
 from rival_objectives.steps import take_steps
 
@@ -43,11 +32,11 @@ def train_trace_mmd(seed: int, plan: Plan) -> Trained:
     It compares particles: a row is the codes of a whole minibatch side by side, so the lengthscale
     is √d with their d. Its likelihood is that of the whole data set, and so is the penalty here.
     """
-    dims = BATCH * LATENTS
+    dims = autoencoders.BATCH * LATENTS
     kernel = RBF(dims, lengthscale=torch.tensor(math.sqrt(dims)))
-    count = len(images()[0])
+    count = len(autoencoders.images()[0])
     elbo = Trace_MMD(kernel, mmd_scale=count * LAMBD, num_particles=PARTICLES, max_plate_nesting=1)
-    return train_with(lambda: elbo, seed, plan, backend="pyro")
+    return autoencoders.train_with(lambda: elbo, seed, plan, backend="pyro")
 
 
 def train_pythae(alpha: float, seed: int, plan: Plan) -> Trained:
@@ -59,25 +48,17 @@ def train_pythae(alpha: float, seed: int, plan: Plan) -> Trained:
         from pythae.models.nn import BaseDecoder, BaseEncoder
 
     class Encoder(BaseEncoder):
-        def __init__(self, layers: nn.Module) -> None:
-            super().__init__()
-            self.layers = layers
-
         def forward(self, x: Tensor) -> ModelOutput:
             loc, log_variance = self.layers(x).chunk(2, -1)
             return ModelOutput(embedding=loc, log_covariance=log_variance)
 
     class Decoder(BaseDecoder):
-        def __init__(self, layers: nn.Module) -> None:
-            super().__init__()
-            self.layers = layers
-
         def forward(self, z: Tensor) -> ModelOutput:
             return ModelOutput(reconstruction=self.layers(z).sigmoid())
 
     torch.manual_seed(seed)
-    start = first_weights(plan, seed)
-    train_images = torch.tensor(images()[0])
+    start = autoencoders.first_weights(plan, seed)
+    train_images = torch.tensor(autoencoders.images()[0])
     # exp(-|x - y|² / 2d) is the RBF() of TraceMMD_ELBO.
     config = INFOVAE_MMD_Config(
         input_dim=(train_images.shape[1],),
@@ -88,7 +69,9 @@ def train_pythae(alpha: float, seed: int, plan: Plan) -> Trained:
         alpha=alpha,
         lbd=LAMBD,
     )
-    model = INFOVAE_MMD(config, Encoder(network(start.encoder)), Decoder(network(start.decoder)))
+    encoder, decoder = Encoder(), Decoder()
+    encoder.layers, decoder.layers = network(start.encoder), network(start.decoder)
+    model = INFOVAE_MMD(config, encoder, decoder)
     optimiser = torch.optim.Adam(model.parameters(), plan.learning_rate)
 
     def step(rows: Tensor) -> Tensor:
@@ -98,6 +81,6 @@ def train_pythae(alpha: float, seed: int, plan: Plan) -> Trained:
         optimiser.step()
         return loss.detach()
 
-    seconds = take_steps(step, minibatches(plan, seed))
+    seconds = take_steps(step, autoencoders.minibatches(plan, seed))
     trained = Weights(layers(model.encoder.layers), layers(model.decoder.layers))
     return Trained(trained, seconds)

@@ -6,17 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from rival_objectives.posteriors import (
-    FUNNEL_DIMS,
-    FUNNEL_SD,
-    INIT_SCALE,
-    MAX_STEP_SIZE,
-    SITES,
-    STEP_SIZE,
-    Fit,
-    Plan,
-    regression,
-)
+from rival_objectives import posteriors
+from rival_objectives.posteriors import INIT_SCALE, SITES, Fit, Plan
 from rival_objectives.steps import take_steps
 
 Model = Callable[[], None]
@@ -24,7 +15,7 @@ Model = Callable[[], None]
 
 def logistic(half: Any) -> Model:
     """A standard normal prior on every weight."""
-    features, labels = map(half.array, regression())
+    features, labels = map(half.array, posteriors.regression())
 
     def model() -> None:
         prior = half.dist.Normal(half.xp.zeros_like(features[0]), 1.0).to_event(1)
@@ -37,10 +28,10 @@ def logistic(half: Any) -> Model:
 
 def funnel(half: Any) -> Model:
     """Neal's."""
-    zero, zeros = half.array(0.0), half.array(np.zeros(FUNNEL_DIMS))
+    zero, zeros = half.array(0.0), half.array(np.zeros(posteriors.FUNNEL_DIMS))
 
     def model() -> None:
-        v = half.ppl.sample("v", half.dist.Normal(zero, FUNNEL_SD))
+        v = half.ppl.sample("v", half.dist.Normal(zero, posteriors.FUNNEL_SD))
         scale = half.xp.exp(v / 2)[..., None]
         half.ppl.sample("x", half.dist.Normal(zeros, scale).to_event(1))
 
@@ -73,11 +64,11 @@ def fit(problem: str, method: str, num_steps: int, seed: int, plan: Plan, *, bac
             objective = half.TraceHamiltonian_ELBO(
                 num_steps,
                 {
-                    site: half.array(np.full((num_steps, *shape), STEP_SIZE))
+                    site: half.array(np.full((num_steps, *shape), posteriors.STEP_SIZE))
                     for site, shape in SITES[problem].items()
                 },
                 per_step=True,
-                max_step_size=MAX_STEP_SIZE,
+                max_step_size=posteriors.MAX_STEP_SIZE,
                 tempering="free",
                 **vectorized,
             )
@@ -103,11 +94,12 @@ def chain(problem: str, seed: int, plan: Plan, *, backend: str) -> np.ndarray:
     """Draws of NUTS."""
     half = importlib.import_module(f"halves.with_{backend}")
     with half.computing():
-        draws = half.chain(MODELS[problem](half), plan.chain, seed=seed)
-    return side_by_side(problem, draws)
+        model, warmup = MODELS[problem](half), plan.chain // 2
+        sampled = half.chain(model, plan.chain, warmup=warmup, accept=0.8, seed=seed)
+    return side_by_side(problem, sampled.get_samples())
 
 
 def side_by_side(problem: str, draws: dict[str, np.ndarray]) -> np.ndarray:
     """All latents in one array, of shape (draws, latents)."""
-    sites = [draws[site] for site in SITES[problem]]
+    sites = [np.asarray(draws[site]) for site in SITES[problem]]
     return np.concatenate([site.reshape(len(site), -1) for site in sites], axis=1)

@@ -5,7 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit, logsumexp
+from scipy.special import expit
+from scipy.stats import sem
+
+from pyro_infovae.diagnostics import Evidence
 
 PROBLEMS = ("logistic", "funnel")
 ROWS, FEATURES = 208, 60
@@ -96,12 +99,11 @@ def moments(problem: str, draws: np.ndarray) -> Iterator[dict[str, str | float]]
 def bounds(fit: Fit) -> dict[str, float]:
     """The bound, and the importance-weighted evidence with its effective sample size."""
     log_weights = np.asarray(fit.log_weights, np.float64)
-    count = len(log_weights)
-    log_sum, log_sum_of_squares = logsumexp(log_weights), logsumexp(2 * log_weights)
+    found = Evidence(log_weights)
     return {
         "bound": float(log_weights.mean()),
-        "bound_se": float(log_weights.std(ddof=1) / math.sqrt(count)),
-        "evidence": float(log_sum - math.log(count)),
-        "effective": float(np.exp(2 * log_sum - log_sum_of_squares)),
+        "bound_se": float(sem(log_weights)),
+        "evidence": float(found.log_evidence),
+        "effective": float(found.effective_sample_size),
         "step_ms": 1e3 * fit.step_seconds,
     }

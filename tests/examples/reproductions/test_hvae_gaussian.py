@@ -12,7 +12,7 @@ from tests.numpyro_backend.conftest import quick_double_precision as quick_doubl
 
 hvae_gaussian = pytest.importorskip("hvae_gaussian")
 from hvae_gaussian_parts.measure import compare, squared_distance  # noqa: E402
-from hvae_gaussian_parts.methods import METHODS, Plan  # noqa: E402
+from hvae_gaussian_parts.methods import METHODS  # noqa: E402
 from hvae_gaussian_parts.problem import (  # noqa: E402
     DataSets,
     Parameters,
@@ -97,8 +97,8 @@ def test_the_truth_is_the_papers() -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_mean_field_fit_finds_the_best_parameters_and_the_posterior(backend: str) -> None:
     data = draw(truth(1), size=20, seeds=(0, 1))
-    plan = Plan(checkpoints=(150, 1500), learning_rate=0.01, draws=1000, seed=0)
-    early, end = fit(METHODS["VB"], data, plan, backend=backend, device="cpu")
+    plan = {"learning_rate": 0.01, "draws": 1000, "seed": 0}
+    early, end = fit(METHODS["VB"], data, (150, 1500), **plan, backend=backend, device="cpu")
     columns = compare(end.parameters, end.bound, data, truth(1))
     assert (early.parameters.sigma > 1.5 * end.parameters.sigma).all()
     assert (columns["shortfall"] < 0.02).all()
