@@ -16,7 +16,7 @@ from tests.halves import Case
 from tests.numpyro_backend.half import NUMPYRO
 from tests.numpyro_backend.runs import jit
 
-SEEDS = range(3)
+SEEDS = range(2)
 
 
 class Training(NamedTuple):
