@@ -225,7 +225,7 @@ class TestBatches:
         holds(self.check, strategy.filter(lambda spec: typical(spec, batch=True)), examples)
 
     def check(self, spec: Spec) -> None:
-        size, few = 4, 2 + spec.parent
+        size, few = 3, 2
         elbos = typical(spec, batch=True)
 
         def losses(index: list[int]) -> list[float]:
