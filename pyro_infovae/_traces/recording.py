@@ -400,10 +400,15 @@ def _masks_below(fn: Any) -> Iterator[tuple[Any, int]]:
 
 
 def _masks_rows(mask: Tensor | bool | None, event: int) -> bool:
-    """Whether a mask is the same along its last dims, as one of size 1 is that was expanded."""
+    """Whether a mask is the same along its last dims, as one of size 1 is that was expanded.
+
+    A mask of floats was copied when it was made boolean, so that only its values tell.
+    """
     if not isinstance(mask, Tensor):
         return True
-    return all(mask.shape[dim] == 1 or mask.stride(dim) == 0 for dim in range(-event, 0))
+    if all(mask.shape[dim] == 1 or mask.stride(dim) == 0 for dim in range(-event, 0)):
+        return True
+    return bool((mask == mask[(..., *(slice(1),) * event)]).all())
 
 
 def _layout(mask: Tensor) -> Any:
