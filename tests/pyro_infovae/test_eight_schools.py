@@ -78,6 +78,7 @@ def squared_errors(moments: Moments, exact: Moments) -> tuple[float, float]:
     return float((mean**2).sum()), float((sd**2).sum())
 
 
+@pytest.mark.slow
 def test_the_refined_guide_is_nearer_to_the_posterior() -> None:
     guide = AutoNormal(model, init_scale=0.5)
     elbo = TraceHamiltonian_ELBO(

@@ -95,10 +95,10 @@ class TestMutualInformation:
 
     def test_minibatches_with_too_few_rows_of_a_part_are_left_out(self, half: Asking) -> None:
         """Of 3 rows at random, 2 or more are held out in half the minibatches."""
-        case = correlated(half, data(2000, 1), information=0.5, batch=3)
-        settings = {"num_steps": 3, "num_samples": 1000 if half.compiles else 400}
-        report = half.ask("mutual_information", case, critic=exact(half, 0.5, 1), **settings)
-        assert report.estimate == pytest.approx(0.5, abs=4 * report.standard_error)
+        case = correlated(half, data(1000, 1), information=0.3, batch=3)
+        settings = {"num_steps": 3, "num_samples": 1000 if half.compiles else 600}
+        report = half.ask("mutual_information", case, critic=exact(half, 0.3, 1), **settings)
+        assert report.estimate == pytest.approx(0.3, abs=4 * report.standard_error)
         assert report.standard_error < 0.1
 
     @slow_in_numpyro
