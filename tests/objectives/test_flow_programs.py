@@ -304,7 +304,7 @@ class TestGradients:
         assert slopes.keys() == {"encoder", "scale", "decoder", "prior_loc"} | learned
         assert all(slope.gradient != 0 for slope in slopes.values())
 
-    @in_both("sizes", ["number", "by site"], quick=["by site"])
+    @in_both("sizes", ["number", "by site"], quick=[])
     def test_reach_a_latent_that_stays(self, half: Half, sizes: str) -> None:
         """θ is drawn by the guide and conditions the flow of z: its gradient is through both."""
         step_size: Any = 0.2 if sizes == "number" else {"z": 0.2}

@@ -126,6 +126,7 @@ class TestMutualInformation:
         assert filled.num_data == pairs.num_data == 2
         assert filled.estimate == pytest.approx(pairs.estimate, rel=1e-12)
 
+    @slow_in_numpyro
     def test_data_may_be_a_function_and_of_any_shape(
         self, half: Asking, monkeypatch: pytest.MonkeyPatch
     ) -> None:

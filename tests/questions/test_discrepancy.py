@@ -186,6 +186,7 @@ class TestSuggestedLambd:
         assert 0 < suggested.standard_error < 0.15 * expected
         assert suggested.lambd == pytest.approx(expected, abs=4 * suggested.standard_error)
 
+    @slow_in_numpyro
     def test_the_share_is_that_of_the_objective(self, half: Asking) -> None:
         """The loss at the suggested weight less the loss without: s times the reconstruction."""
         case, kernel = wide(half, 800), half.library.RBF(2.0)

@@ -83,6 +83,7 @@ class TestValues:
 
 
 class TestWhatCannotBeComputed:
+    @slow_in_numpyro
     def test_has_a_row_with_the_reason(self, half: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
         """Point masses have no densities. And a bar is shown where tqdm is installed."""
         loc = half.array(data(24, 2).reshape(4, 6, 2))
