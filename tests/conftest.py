@@ -39,8 +39,8 @@ TWINS_THAT_TAKE_LONG = {
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        package, *_, name = item.name.split(".")
-        if package == "numpyro_backend" and name in TWINS_THAT_TAKE_LONG:
+        is_example = item.nodeid.startswith("numpyro_backend/")
+        if is_example and item.name.rpartition(".")[2] in TWINS_THAT_TAKE_LONG:
             item.add_marker(pytest.mark.slow)
 
 
