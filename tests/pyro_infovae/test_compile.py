@@ -104,7 +104,7 @@ QUICK_OF_ENUMERATED = {
         *((program, "unbiased") for program in (vae, covariate_prior, hierarchical)),
         *((learned_prior, objective) for objective in OBJECTIVES),
         *(
-            pytest.param(program, name, marks=[] if name in quick else pytest.mark.slow)
+            pytest.param(program, name, marks=[] if name in quick else [pytest.mark.slow])
             for program, quick in QUICK_OF_ENUMERATED.items()
             for name in OBJECTIVES_OF_ENUMERATED
         ),

@@ -8,7 +8,7 @@ TOLERANCES = {2.0: 0.25, 4.0: 0.6}
 STEPS = 300
 QUICK = [("nwj", 4.0, True), ("js", 2.0, False), ("infonce", 4.0, False)]
 CASES = [
-    pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
+    pytest.param(*case, marks=[] if case in QUICK else [pytest.mark.slow])
     for name in ("nwj", "js", "infonce")
     for truth in TOLERANCES
     for case in [(name, truth, False), (name, truth, True)]
