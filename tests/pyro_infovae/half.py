@@ -145,6 +145,7 @@ class PyroHalf(Half):
     def minimised(
         self, objective: Any, case: Case, *, draws: Callable[[], Draws]
     ) -> tuple[float, Arrays]:
+        pyro.clear_param_store()
         self._loss(objective, case)  # in which it finds out how the plates are nested
         self._step(objective, case, draws)
         store = pyro.get_param_store()
