@@ -238,6 +238,7 @@ PROGRAMS = [
         hamiltonian=Works(
             {"sites": ["z"]},
             otherwise=r"'y' is not reparameterised.*leave it out of sites",
+            warns="does not support models with discrete latent",
             against=Trace_ELBO,
         ),
     ),
