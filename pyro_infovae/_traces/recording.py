@@ -408,7 +408,8 @@ def _masks_rows(mask: Tensor | bool | None, event: int) -> bool:
         return True
     if all(mask.shape[dim] == 1 or mask.stride(dim) == 0 for dim in range(-event, 0)):
         return True
-    return bool((mask == mask[(..., *(slice(1),) * event)]).all())
+    features = mask.flatten(-event)
+    return bool((features == features[..., :1]).all())
 
 
 def _layout(mask: Tensor) -> Any:
