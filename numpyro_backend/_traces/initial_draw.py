@@ -80,13 +80,15 @@ class InitialDraw(Messenger):
                 f"draw; it draws {[*self.flowing, *self.given]}"
             )
         if not self.flowing:
-            raise ValueError("TraceHamiltonian_ELBO: the guide draws no latent that could flow")
+            raise ValueError(
+                "TraceHamiltonian_ELBO: the guide draws no latent that could flow: use Trace_ELBO()"
+            )
         for name, site in self.flowing.items():
             if site.is_point_mass and not self._is_drawn_from_auxiliary:
                 raise ValueError(
                     f"TraceHamiltonian_ELBO: site '{name}' is a point mass in the guide, which has "
-                    "no density for a flow to carry; give it one, as AutoNormal does, or leave it "
-                    "out of sites"
+                    "no density for a flow to carry; give it one, as AutoNormal does, or name "
+                    "others in sites"
                 )
 
     def process_message(self, msg: Message) -> None:
@@ -129,7 +131,7 @@ class InitialDraw(Messenger):
             raise ValueError(
                 f"TraceHamiltonian_ELBO: site '{msg['name']}' is not reparameterised "
                 f"({type(undecorated(fn)).__name__}), and only continuous latents drawn by rsample "
-                "can flow: leave it out of sites"
+                "can flow: name others in sites"
             )
         density_arguments = (value, msg["intermediates"]) if msg["intermediates"] else (value,)
         self.flowing[msg["name"]] = InitialSite(

@@ -83,15 +83,17 @@ class InitialDraw(Messenger):
                 f"draw; it draws {[*self.flowing, *self.others]}"
             )
         if not self.flowing:
-            raise ValueError("TraceHamiltonian_ELBO: the guide draws no latent that could flow")
+            raise ValueError(
+                "TraceHamiltonian_ELBO: the guide draws no latent that could flow: use Trace_ELBO()"
+            )
         others = {name.removesuffix("_unconstrained") for name in self._auxiliary}
         shared = others - self.flowing.keys() - self.others.keys()
         for name, site in self.flowing.items():
             if site.is_point_mass and name not in others and not shared:
                 raise ValueError(
                     f"TraceHamiltonian_ELBO: site '{name}' is a point mass in the guide, which has "
-                    "no density for a flow to carry; give it one, as AutoNormal does, or leave it "
-                    "out of sites"
+                    "no density for a flow to carry; give it one, as AutoNormal does, or name "
+                    "others in sites"
                 )
 
     def _pyro_sample(self, msg: Message) -> None:
@@ -133,7 +135,7 @@ class InitialDraw(Messenger):
             raise ValueError(
                 f"TraceHamiltonian_ELBO: site '{msg['name']}' is not reparameterised "
                 f"({type(undecorated(fn)).__name__}), and only continuous latents drawn by rsample "
-                "can flow: leave it out of sites"
+                "can flow: name others in sites"
             )
         self.outer = tuple(frame for frame in msg["cond_indep_stack"] if frame not in plates)
         self.flowing[msg["name"]] = InitialSite(

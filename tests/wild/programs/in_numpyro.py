@@ -237,7 +237,7 @@ PROGRAMS = [
         infomax=Works(),
         hamiltonian=Works(
             {"sites": ["z"]},
-            otherwise=r"'y' is not reparameterised.*leave it out of sites",
+            otherwise=r"'y' is not reparameterised.*name others in sites",
             against=Trace_ELBO,
         ),
     ),
