@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.questions.asking import HALVES, Asking
 from tests.test_errors_page import LISTED
 from tests.wild.remedies import (  # noqa: F401  register what they follow
+    compiled,
+    diagnostics,
+    estimates,
     latents,
     tables,
 )
