@@ -16,7 +16,13 @@ from tests.wild.remedies import (  # noqa: F401  register what they follow
     tables,
 )
 from tests.wild.remedies.following import REMEDIES, is_said, listed, said_by, take
-from tests.wild.remedies.not_followed import RECOMMENDS_NOTHING, UNFOLLOWED
+
+BY_SEVERAL_PROCESSES = (
+    "Expected as many rows of … on every rank",
+    "Expected the same latents, shapes and plate sizes on every rank",
+    "ranks to hold a part of the data of",
+)
+"""The messages whose remedies are taken in ``tests/pyro_infovae/test_distributed.py``."""
 
 CASES = [
     pytest.param(half, name, id=f"{half}-{name}", marks=_slow)
@@ -51,9 +57,5 @@ def test_what_is_recommended_works(half: Asking, name: str) -> None:
 
 
 def test_every_message_is_followed() -> None:
-    """Or is known to recommend nothing."""
     followed = {message for remedy in REMEDIES.values() for message in remedy.messages}
-    nothing = set(map(listed, RECOMMENDS_NOTHING))
-    not_followed = set(map(listed, UNFOLLOWED))
-    assert set(LISTED) - followed - nothing - not_followed == set()
-    assert followed & (nothing | not_followed) == nothing & not_followed == set()
+    assert set(LISTED) - followed == set(map(listed, BY_SEVERAL_PROCESSES))

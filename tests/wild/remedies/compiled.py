@@ -138,7 +138,7 @@ def annealed_number(half: Asking) -> Sequence[Action]:
 
         def run() -> None:
             svi = CompiledSVI(model, _guide, Adam({"lr": 0.01}), Trace_ELBO())
-            for step in range(1, MAX_CAPTURES + 2):
+            for step in range(1, MAX_CAPTURES + 3):
                 svi.step(X, as_argument(0.1 * step))
 
         return run

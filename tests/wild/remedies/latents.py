@@ -541,7 +541,7 @@ def plate_left_out_by_the_guide(half: Asking) -> Sequence[Action]:
     )
 
 
-@follows("whose rows would share one draw", only="numpyro")
+@follows("whose rows would share one draw", only="numpyro", quick=())
 def plate_around_the_refined_guide(half: Asking) -> Sequence[Action]:
     def draw() -> None:
         half.sample("z", half.dist.Normal(0.0, 1.0))
