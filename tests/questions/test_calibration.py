@@ -224,9 +224,7 @@ def test_refuses(half: Asking, case: Any, settings: dict[str, Any], match: str) 
 
 class TestPValues:
     def test_too_few_ranks(self) -> None:
-        with pytest.raises(
-            ValueError, match=r"at least 15 ranks.*got 10 of 50: use more simulations$"
-        ):
+        with pytest.raises(ValueError, match=r"15 ranks.*got 10 of 50: use more simulations$"):
             _ = Calibration(np.zeros((10, 1), int), 49, ("z",)).p_values
 
     def test_are_those_of_chi_square(self) -> None:

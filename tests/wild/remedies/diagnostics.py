@@ -252,14 +252,7 @@ def finite_codes(half: Asking) -> Sequence[Action]:
         )
         return Case(pair(half, prior, prior).model, draw)
 
-    with _unvalidated(half):
-        return tuple(
-            ask(half, "active_units", case(value), num_samples=4) for value in (math.nan, 0.5)
-        )
-
-
-def _unvalidated(half: Asking) -> Any:
-    return half.unvalidated()
+    return tuple(ask(half, "active_units", case(value), num_samples=4) for value in (math.nan, 0.5))
 
 
 @follows("on which the prior of … may depend: draw it in the guide")
@@ -310,22 +303,6 @@ def one_code_for_all(half: Asking) -> Sequence[Action]:
     return tuple(ask(half, "active_units", each, num_samples=4) for each in (alone, case))
 
 
-def _changing(half: Asking) -> Sequence[Action]:
-    """A latent above, or dropout; each is left out."""
-
-    def dropout(noise: Callable[[], Any]) -> Action:
-        locs = half.array(data(4, 1)[:, 0])
-
-        def guide(_: Any) -> None:
-            half.sample("z", half.dist.Normal(noise() * locs, 1.0))
-
-        prior = half.dist.Normal(half.xp.zeros_like(locs), 1.0)
-        case = pair(half, prior, prior)._replace(guide=in_plate(half, 4, guide))
-        return ask(half, "aggregated_posterior", case, num_samples=4)
-
-    return dropout(half.noise), dropout(lambda: 1.0)
-
-
 @follows("or on dropout (call eval() on the encoder)", only="pyro")
 def dropout(half: Asking) -> Sequence[Action]:
     module = torch.nn.Dropout(0.5)
@@ -350,7 +327,17 @@ def dropout(half: Asking) -> Sequence[Action]:
 
 @follows("or on dropout (switch it off)", only="numpyro", quick=())
 def dropout_in_numpyro(half: Asking) -> Sequence[Action]:
-    return _changing(half)
+    def of(noise: Callable[[], Any]) -> Action:
+        locs = half.array(data(4, 1)[:, 0])
+
+        def guide(_: Any) -> None:
+            half.sample("z", half.dist.Normal(noise() * locs, 1.0))
+
+        prior = half.dist.Normal(half.xp.zeros_like(locs), 1.0)
+        case = pair(half, prior, prior)._replace(guide=in_plate(half, 4, guide))
+        return ask(half, "aggregated_posterior", case, num_samples=4)
+
+    return of(half.noise), of(lambda: 1.0)
 
 
 @follows("so that there is no reconstruction term to balance")
