@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -120,7 +121,9 @@ class TraceHamiltonian_ELBO(Objective, Trace_ELBO):
     def evaluate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Evaluation:
         """Run the guide, move its draw, score it there, and note which rows stayed finite."""
         if self.max_plate_nesting == math.inf:
-            with trial(), buffers_untouched():
+            # Vectorised, Pyro's ELBOs look first too, with random numbers that are then spent.
+            unspent = nullcontext() if self.vectorize_particles else trial()
+            with unspent, buffers_untouched():
                 self._guess_max_plate_nesting(unrecorded(model), unrecorded(guide), args, kwargs)
         likelihood, prior, _ = self.prefactors.logp
         weighted = SiteWeights(observed=likelihood, latent=prior)(model)

@@ -22,6 +22,27 @@ pytest.register_assert_rewrite(
     *(f"tests.{half}" for half in ("pyro_infovae", "numpyro_backend")),
 )
 
+TWINS_THAT_TAKE_LONG = {
+    "TraceHamiltonian_ELBO",
+    "TraceInfoMax_ELBO",
+    "aggregated_posterior",
+    "mmd_test",
+    "mutual_information",
+    "simulation_based_calibration",
+    "suggest_lambd",
+    "summarise",
+    "to_inference_data",
+}
+"""Whose examples are Pyro's too, where nothing has to be compiled."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        is_example = item.nodeid.startswith("numpyro_backend/")
+        if is_example and item.name.rpartition(".")[2] in TWINS_THAT_TAKE_LONG:
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(autouse=True)
 def clean_pyro() -> Iterator[None]:

@@ -128,7 +128,7 @@ class ELBOSuite(ABC):
         for elbos in self.scaled():
             first, other = self.batches
             mean, error = gain(elbos, x, batch=first, count=30)
-            twice, twice_error = gain(elbos, np.concatenate([x, x]), batch=other, count=120)
+            twice, twice_error = gain(elbos, np.concatenate([x, x]), batch=other, count=60)
             assert abs(mean) > 8 * error, "too little signal to tell"
             assert abs(twice - 2 * mean) < 4 * math.hypot(twice_error, 2 * error)
 
@@ -200,6 +200,7 @@ class PenalisedSuite(ELBOSuite):
             for ours, stock in zip(steps[::2], steps[1::2], strict=True):
                 assert_same_step(ours, stock, own_parameters=self.own_parameters)
 
+    @slow_in_numpyro
     def test_the_penalty_reaches_the_gradient_over_any_base(self) -> None:
         infer = self.half.infer
         sampled = [infer.Trace_ELBO(), infer.TraceGraph_ELBO()]
@@ -226,10 +227,11 @@ class PenalisedSuite(ELBOSuite):
         estimator = "unbiased" if self.half.compiles else "closed_form"
         mmd = partial(library.TraceMMD_ELBO, 0.0, 3.0, library.RBF(1.0), estimator=estimator)
         alone = self.typical(base=stock)
-        plain, inner, own, *both = self.half.steps(
-            [stock, mmd(base=stock), alone, self.typical(base=mmd(base=stock)), mmd(base=alone)],
-            vae(self.half),
-        )
+        nested = [self.typical(base=mmd(base=stock))]
+        if not self.half.compiles:
+            nested.append(mmd(base=alone))
+        elbos = [stock, mmd(base=stock), alone, *nested]
+        plain, inner, own, *both = self.half.steps(elbos, vae(self.half))
         assert abs(inner.loss - plain.loss) > 1e-3
         for step in both:
             assert step.loss == pytest.approx(inner.loss + own.loss - plain.loss, rel=1e-9)
@@ -238,6 +240,7 @@ class PenalisedSuite(ELBOSuite):
                 added = inner.grads[name] - plain.grads[name] if name in plain.grads else 0.0
                 np.testing.assert_allclose(step.grads[name], grad + added, 1e-9, 1e-10)
 
+    @slow_in_numpyro
     def test_a_scale_of_the_users_reaches_the_base_alone(self) -> None:
         case, objective = vae(self.half), self.added()
 

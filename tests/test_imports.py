@@ -33,7 +33,7 @@ NUMPYRO = """
     model = lambda: program(lambda: 0.0)
     guide = lambda: program(lambda: numpyro.param("loc", 1.0))
     svi = SVI(model, guide, numpyro.optim.Adam(0.1), loss=TraceMMD_ELBO())
-    svi.update(svi.init(jax.random.key(0)))
+    jax.eval_shape(lambda key: svi.update(svi.init(key)), jax.random.key(0))
 """
 CORE = """
     import importlib, pkgutil

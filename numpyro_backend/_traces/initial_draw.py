@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +65,7 @@ class InitialDraw(Messenger):
         self.flowing: dict[str, InitialSite] = {}
         self.given: dict[str, Array] = {}
         self.minibatches: dict[str, Array] = {}
-        self._is_drawn_from_auxiliary = False
+        self._auxiliary_size = 0
         self._full_sizes: dict[str, int] = {}
 
     def check(self) -> None:
@@ -83,13 +84,23 @@ class InitialDraw(Messenger):
             raise ValueError(
                 "TraceHamiltonian_ELBO: the guide draws no latent that could flow: use Trace_ELBO()"
             )
-        for name, site in self.flowing.items():
-            if site.is_point_mass and not self._is_drawn_from_auxiliary:
-                raise ValueError(
-                    f"TraceHamiltonian_ELBO: site '{name}' is a point mass in the guide, which has "
-                    "no density for a flow to carry; give it one, as AutoNormal does, or name "
-                    "others in sites"
-                )
+
+    def check_densities(self, positions: Mapping[str, Array]) -> None:
+        """Refuse point masses of more numbers than the guide has drawn for them.
+
+        Args:
+            positions: the unconstrained values of the latents that flow.
+
+        Raises:
+            ValueError: naming one of them and saying what to do.
+        """
+        masses = [name for name, site in self.flowing.items() if site.is_point_mass]
+        if sum(positions[name].size for name in masses) > self._auxiliary_size:
+            raise ValueError(
+                f"TraceHamiltonian_ELBO: site '{masses[0]}' is a point mass in the guide, which "
+                "has no density for a flow to carry; give it one, as AutoNormal does, or name "
+                "others in sites"
+            )
 
     def process_message(self, msg: Message) -> None:
         """Hide a latent that flows from the handlers around the guide."""
@@ -118,7 +129,7 @@ class InitialDraw(Messenger):
         elif not msg["infer"].get("is_auxiliary"):
             self.given[msg["name"]] = msg["value"]
         elif not _is_point_mass(msg):
-            self._is_drawn_from_auxiliary = True
+            self._auxiliary_size += msg["value"].size
 
     def _flows(self, msg: Message) -> bool:
         if msg["infer"].get("is_auxiliary"):

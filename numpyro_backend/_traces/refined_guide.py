@@ -98,6 +98,7 @@ class RefinedGuide:
             plates={name: site.plates for name, site in initial.flowing.items()},
         )
         start = log_joint.unconstrain(values)
+        initial.check_densities(start.unconstrained)
         rho_0 = _start_momentum(start.unconstrained, settings.inverse_temperatures)
         batch_dims = {
             name: min(site.batch_dim, start.log_jacobian[name].ndim)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +63,7 @@ class InitialDraw(Messenger):
         self.others: dict[str, Tensor] = {}
         self.minibatches: dict[str, Tensor] = {}
         self.outer: tuple[CondIndepStackFrame, ...] = ()
-        self._auxiliary: set[str] = set()
+        self._auxiliary: dict[str, int] = {}  # the size of each, by the name of its latent
         self._context: dict[str, tuple[Any, Any, Any]] = {}
 
     @property
@@ -86,15 +87,25 @@ class InitialDraw(Messenger):
             raise ValueError(
                 "TraceHamiltonian_ELBO: the guide draws no latent that could flow: use Trace_ELBO()"
             )
-        others = {name.removesuffix("_unconstrained") for name in self._auxiliary}
-        shared = others - self.flowing.keys() - self.others.keys()
-        for name, site in self.flowing.items():
-            if site.is_point_mass and name not in others and not shared:
-                raise ValueError(
-                    f"TraceHamiltonian_ELBO: site '{name}' is a point mass in the guide, which has "
-                    "no density for a flow to carry; give it one, as AutoNormal does, or name "
-                    "others in sites"
-                )
+
+    def check_densities(self, positions: Mapping[str, Tensor]) -> None:
+        """Refuse point masses of more numbers than the guide has drawn for them.
+
+        Args:
+            positions: the unconstrained values of the latents that flow.
+
+        Raises:
+            ValueError: naming one of them and saying what to do.
+        """
+        own = self._auxiliary.keys() & (self.flowing.keys() | self.others.keys())
+        drawn = sum(size for name, size in self._auxiliary.items() if name not in own)
+        masses = [n for n, site in self.flowing.items() if site.is_point_mass and n not in own]
+        if sum(positions[name].numel() for name in masses) > drawn:
+            raise ValueError(
+                f"TraceHamiltonian_ELBO: site '{masses[0]}' is a point mass in the guide, which "
+                "has no density for a flow to carry; give it one, as AutoNormal does, or name "
+                "others in sites"
+            )
 
     def _pyro_sample(self, msg: Message) -> None:
         if is_data(msg):
@@ -118,7 +129,7 @@ class InitialDraw(Messenger):
             self._add(msg, *self._context[name])
         elif msg["infer"].get("is_auxiliary"):
             if not isinstance(undecorated(msg["fn"]), Delta):
-                self._auxiliary.add(name)
+                self._auxiliary[name.removesuffix("_unconstrained")] = msg["value"].numel()
         else:
             self.others[name] = msg["value"]
 

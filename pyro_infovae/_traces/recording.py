@@ -374,7 +374,9 @@ def masks_of(msg: Message, device: torch.device) -> list[Tensor]:
     for mask, below in _masks(msg):
         above = event_dim - below
         if _masks_rows(mask, above):
-            of_rows = mask[(..., *(0,) * above)] if above and isinstance(mask, Tensor) else mask
+            of_rows = mask
+            for _ in range(above if isinstance(mask, Tensor) else 0):
+                of_rows = of_rows[..., 0]
             masks.append(torch.as_tensor(of_rows, device=device))
     return masks
 
@@ -408,7 +410,10 @@ def _masks_rows(mask: Tensor | bool | None, event: int) -> bool:
         return True
     if all(mask.shape[dim] == 1 or mask.stride(dim) == 0 for dim in range(-event, 0)):
         return True
-    return bool((mask == mask[(..., *(slice(1),) * event)]).all())
+    first = mask
+    for dim in range(-event, 0):
+        first = first.narrow(dim, 0, 1)
+    return bool((mask == first).all())
 
 
 def _layout(mask: Tensor) -> Any:

@@ -112,6 +112,7 @@ class RefinedGuide:
         )
         start = log_joint.unconstrain({name: site.value for name, site in initial.flowing.items()})
         u_0 = start.unconstrained
+        initial.check_densities(u_0)
         rho_0 = _start_momentum(u_0, settings.inverse_temperatures)
         # Guide and model may differ in event dims: the rows are those that both tell apart.
         batch_dims = {

@@ -209,13 +209,13 @@ def test_masked_rows_count_for_nothing_whatever_they_hold(library: Library) -> N
             for estimator in ("unbiased", "biased")
         ]
 
-    expected = [float(value) for value in estimates(library.array(x[mask]))]
+    (kept,) = library.differentiate(estimates, [x[mask]])
     fillers = (0.0, 1e6, math.inf, math.nan)
     for got in library.differentiate(
         partial(estimates, x_weights=library.array(mask)),
         *([np.where(mask[:, None], x, filler)] for filler in fillers),
     ):
-        np.testing.assert_allclose(got.values, expected, rtol=1e-10, atol=1e-10)
+        np.testing.assert_allclose(got.values, kept.values, rtol=1e-10, atol=1e-10)
         assert not any(gradient[~mask].any() for (gradient,) in got.gradients)
 
 

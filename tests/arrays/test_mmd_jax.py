@@ -74,7 +74,12 @@ def test_value_and_gradients_of_jax_equal_torchs(make: Any, weighted: bool) -> N
 @pytest.mark.usefixtures("jax_active")
 @pytest.mark.parametrize("closed_form", [False, True])
 @pytest.mark.parametrize(
-    ("block_rows", "periods"), [(6, Periods()), (4, Periods(3, 3, 3)), (4, Periods(3, 3, 3, 0.4))]
+    ("block_rows", "periods"),
+    [
+        (6, Periods()),
+        pytest.param(4, Periods(3, 3, 3), marks=pytest.mark.slow),
+        (4, Periods(3, 3, 3, 0.4)),
+    ],
 )
 def test_blocks_of_jax_equal_torch(closed_form: bool, block_rows: int, periods: Periods) -> None:
     def value(library: Library, pairs: Any) -> Callable[..., list[Any]]:

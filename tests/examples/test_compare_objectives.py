@@ -19,6 +19,7 @@ from demo.backend import Setting
 from tests.examples.conftest import ELBO_RUN
 
 SCRIPT = Path(compare_objectives.__file__)
+FEW = ["elbo", "infomax", "mmd+hamiltonian"]
 FIGURES = ("code_space.png", "prior_samples.png", "manifold.png", "training_curves.png")
 
 
@@ -111,9 +112,10 @@ class Sources(HTMLParser):
 @pytest.mark.parametrize(
     ("name", "names"),
     [
-        ("pyro", list(OBJECTIVES)),
+        ("pyro", FEW),
+        pytest.param("pyro", list(OBJECTIVES), marks=pytest.mark.slow),
         # The others take their time to compile.
-        pytest.param("numpyro", ["elbo", "infomax", "mmd+hamiltonian"], marks=pytest.mark.slow),
+        pytest.param("numpyro", FEW, marks=pytest.mark.slow),
     ],
 )
 def test_a_short_run_writes_every_table_and_figure(

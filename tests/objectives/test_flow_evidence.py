@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.halves import Case, Half
-from tests.objectives.alone import in_both, in_pyro
+from tests.objectives.alone import in_both, in_pyro, slow_in_numpyro
 from tests.objectives.flows import (
     HIERARCHY,
     NEAR,
@@ -65,7 +65,7 @@ def flow_of(half: Half, seed: int, *, num_steps: int, beta_0: float) -> Any:
     return fixed(half, num_steps, step_size, beta_0=beta_0, tempering=tempering, per_step=per_step)
 
 
-@in_both("seed", range(5), quick=[1, 2])
+@in_both("seed", range(5), quick=[2])
 def test_linear_gaussian(half: Half, seed: int) -> None:
     num_steps, beta_0 = [(1, 0.3), (3, 0.7), (10, 0.3), (3, 0.6), (10, 1.0)][seed]
     case, evidence = linear_gaussian(half, seed)
@@ -155,6 +155,7 @@ def test_some_latents_stay(half: Half, sites: Any) -> None:
     assert_evidence(half, case, HIERARCHY, fixed(half, sites=sites))
 
 
+@slow_in_numpyro
 def test_a_discrete_latent_that_stays(half: Half) -> None:
     """y ~ Bernoulli(0.4), z ~ N(y, 1), x ~ N(z, 1)."""
 
@@ -172,6 +173,7 @@ def test_a_discrete_latent_that_stays(half: Half) -> None:
     assert_evidence(half, Case(model, guide), evidence, fixed(half, sites="z"))
 
 
+@slow_in_numpyro
 def test_prefactors_leave_the_refined_guide_alone(half: Half) -> None:
     """They weight the objective; the refined guide's density is that of its draws."""
     model = normal_hierarchy(half)

@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import norm
 
 from tests.halves import Case, Half, NumbersOfShape
-from tests.objectives.alone import in_both, in_pyro
+from tests.objectives.alone import in_both, in_pyro, slow_in_numpyro
 from tests.objectives.flows import fixed, flow
 from tests.shared_programs import vae
 
@@ -187,6 +187,7 @@ def test_prefactors_weight_the_terms(half: Half) -> None:
 class TestPenalised:
     """A flow below a penalised objective."""
 
+    @slow_in_numpyro
     def test_alpha_leaves_the_trajectory_unchanged(self, half: Half) -> None:
         """The penalty sees the refined latents, whatever the objective weights."""
         case, elbo, log = vae(half), flow(half, 4, 0.2), list[Any]()

@@ -13,7 +13,7 @@ from scipy.stats import norm
 from tests import reference_mi
 from tests.elbo_suite import LOOPED, ONE, VECTORISED
 from tests.halves import Case, Half, OrderedDraws
-from tests.objectives.alone import in_both
+from tests.objectives.alone import in_both, slow_in_numpyro
 from tests.objectives.critics import keep
 from tests.objectives.statistics import averages_to, standard_error
 from tests.shared_programs import CRITIC, MASK, PARAMS, X, critic, vae
@@ -54,7 +54,7 @@ class TestFormula:
             expected = -likelihood + beta * kl - 12 * alpha * information
             assert step.loss == pytest.approx(float(expected), rel=1e-10)
 
-    @pytest.mark.parametrize("kind", ["ConcatCritic", "SeparableCritic"])
+    @in_both("kind", ["ConcatCritic", "SeparableCritic"], quick=["ConcatCritic"])
     def test_all_negatives_equal_a_loop(self, half: Half, kind: str) -> None:
         network, log = getattr(half.library, kind)(3, 2, hidden=(8,)), list[Any]()
         settings = {"negatives": "all", "base": half.infer.Trace_ELBO()}
@@ -104,6 +104,7 @@ class TestFormula:
         first, second = half.losses(elbos, vae(half), count=1)[:, 0]
         assert first != pytest.approx(second)
 
+    @slow_in_numpyro
     def test_the_expected_penalty_ignores_the_particles(self, half: Half) -> None:
         case = vae(half, x=np.random.default_rng(1).normal(size=(30, 3)))
         alone = half.penalties(half.library.TraceInfoMax_ELBO(critic(half)), case, count=120)

@@ -12,7 +12,7 @@ from scipy.stats import norm
 from tests import reference
 from tests.elbo_suite import assert_same_step
 from tests.halves import Case, Half
-from tests.objectives.alone import in_both, in_numpyro
+from tests.objectives.alone import in_both, in_numpyro, slow_in_numpyro
 from tests.objectives.programs import covariate_prior
 from tests.objectives.statistics import averages_to
 from tests.shared_programs import PARAMS, X, vae
@@ -43,6 +43,7 @@ def test_a_point_mass_guide_without_kl(half: Half) -> None:
     assert (x @ params["encoder"]).var(0).mean() == pytest.approx(1.0, abs=0.45)
 
 
+@slow_in_numpyro
 def test_auto_normal(half: Half) -> None:
     # Where all data have one posterior, few data have the discrepancy of infinitely many.
     start = half.init_to({"z": np.full((12, 2), 0.7)})

@@ -40,6 +40,7 @@ class TestFormula:
             expected = -likelihood + (1 - alpha) * kl + 12 * (alpha + 6) * mmd
             assert step.loss == pytest.approx(float(expected), rel=1e-10)
 
+    @slow_in_numpyro
     def test_subsampled_kl_is_weighted_at_full_scale(self, half: Half) -> None:
         elbos = [half.library.TraceMMD_ELBO(alpha, 1 - alpha + 1e-9) for alpha in (0.0, 0.5)]
         zero, one = half.losses(elbos, vae(half, index=MINIBATCH), count=1)[:, 0]
@@ -47,7 +48,7 @@ class TestFormula:
         kl = (0.5 * (SCALE**2 + gap**2 - 1) - np.log(SCALE)).sum() * 12 / 5
         assert zero - one == pytest.approx(0.5 * float(kl), rel=1e-6)
 
-    @in_both("support", ["beside it", "half of it"], quick=["half of it"])
+    @in_both("support", ["beside it", "half of it"], quick=[])
     def test_a_weight_of_zero_removes_a_kl_without_value(self, half: Half, support: str) -> None:
         """Of a point mass where the prior has no density."""
         x = half.xp.asarray(X)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.elbo_suite import LOOPED, ONE, VECTORISED
 from tests.halves import Half
-from tests.objectives.alone import in_both
+from tests.objectives.alone import in_both, slow_in_numpyro
 from tests.shared_programs import MASK, MINIBATCH, X, critic, nested, vae
 
 OBJECTIVES: dict[str, Callable[..., Any]] = {
@@ -71,6 +71,7 @@ def test_each_group_is_regularised(half: Half, objective: Callable[..., Any]) ->
     assert kept == (["z"] if is_infomax else ["outer", "z"])
 
 
+@slow_in_numpyro
 def test_its_gradient_is_that_of_the_penalty_it_computes(
     half: Half, objective: Callable[..., Any]
 ) -> None:

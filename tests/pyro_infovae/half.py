@@ -145,6 +145,8 @@ class PyroHalf(Half):
     def minimised(
         self, objective: Any, case: Case, *, draws: Callable[[], Draws]
     ) -> tuple[float, Arrays]:
+        pyro.clear_param_store()
+        self._loss(objective, case)  # in which it finds out how the plates are nested
         self._step(objective, case, draws)
         store = pyro.get_param_store()
         leaves = list(store._params.values())
@@ -173,6 +175,7 @@ class PyroHalf(Half):
 
     def losses_at(self, objective: Any, case: Case, noise: np.ndarray) -> np.ndarray:
         losses = []
+        self._loss(objective, case)  # in which it finds out how the plates are nested
         for numbers in noise:
             with _drawing(GivenNumbers(numbers)):
                 losses.append(self._loss(objective, case))

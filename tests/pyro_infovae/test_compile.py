@@ -92,14 +92,22 @@ OBJECTIVES_OF_ENUMERATED: dict[str, Callable[[], ELBO]] = {
     "InfoMax of enumerated": lambda: TraceInfoMax_ELBO(critic(1, 1), 0.7, base=ENUMERATED()),
 }
 
+QUICK_OF_ENUMERATED = {
+    in_guide: ("MMD of several particles", "InfoMax of enumerated"),
+    in_model: ("several particles", "MMD"),
+}
+
 
 @pytest.mark.parametrize(
     ("program", "objective"),
     [
         *((program, "unbiased") for program in (vae, covariate_prior, hierarchical)),
         *((learned_prior, objective) for objective in OBJECTIVES),
-        *((in_guide, objective) for objective in OBJECTIVES_OF_ENUMERATED),
-        *((in_model, objective) for objective in OBJECTIVES_OF_ENUMERATED),
+        *(
+            pytest.param(program, name, marks=[] if name in quick else [pytest.mark.slow])
+            for program, quick in QUICK_OF_ENUMERATED.items()
+            for name in OBJECTIVES_OF_ENUMERATED
+        ),
         (impossible_values, "alone"),
     ],
 )

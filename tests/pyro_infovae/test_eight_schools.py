@@ -78,6 +78,7 @@ def squared_errors(moments: Moments, exact: Moments) -> tuple[float, float]:
     return float((mean**2).sum()), float((sd**2).sum())
 
 
+@pytest.mark.slow
 def test_the_refined_guide_is_nearer_to_the_posterior() -> None:
     guide = AutoNormal(model, init_scale=0.5)
     elbo = TraceHamiltonian_ELBO(
@@ -104,6 +105,7 @@ def test_the_refined_guide_is_nearer_to_the_posterior() -> None:
     assert after[1] < 0.5 * before[1]
 
 
+@pytest.mark.slow
 def test_the_exact_moments_are_those_of_nuts() -> None:
     """Two derivations of the reference: a sum over a grid, and a long chain."""
     jax = pytest.importorskip("jax")

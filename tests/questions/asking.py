@@ -177,3 +177,6 @@ HALVES = {"pyro": AskingPyro(), "numpyro": AskingNumPyro()}
 # Where the other half would show nothing else, and take its time to compile.
 in_pyro = pytest.mark.parametrize("half", ["pyro"], indirect=True)
 in_numpyro = pytest.mark.parametrize("half", ["numpyro"], indirect=True)
+slow_in_numpyro = pytest.mark.parametrize(
+    "half", ["pyro", pytest.param("numpyro", marks=pytest.mark.slow)], indirect=True
+)

@@ -14,7 +14,7 @@ from scipy.stats import randint
 
 from pyro_infovae._core.calibration import Calibration, chi_square_p_value
 from tests.halves import Case
-from tests.questions.asking import Asking, data, in_pyro
+from tests.questions.asking import Asking, data, in_pyro, slow_in_numpyro
 from tests.questions.programs import in_plate, two_latents, vae
 
 WEIGHT = np.array([[1.0, 0.5], [-0.3, 1.2], [0.8, 0.7]])
@@ -111,6 +111,7 @@ class TestRanks:
 
 
 class TestData:
+    @slow_in_numpyro
     def test_of_minibatches(self, half: Asking) -> None:
         """The rows of the minibatch are replaced, and the posterior is exact for them."""
         calibration = calibrate(half, linear(half, batch=100), X, num_simulations=6)
@@ -134,6 +135,7 @@ class TestData:
 
         assert_uniform(calibrate(half, Case(model, guide), *data(150, 2).T))
 
+    @slow_in_numpyro
     def test_arguments_that_a_function_rebuilds(self, half: Asking) -> None:
         """Sites x_0, x_1 of a loop are columns of the data; exact, and so uniform."""
 

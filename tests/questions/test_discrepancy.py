@@ -13,7 +13,7 @@ from scipy.stats import norm
 from pyro_infovae._core.discrepancy import ask_mmd_test, ask_suggest_lambd, pair_contrasts
 from pyro_infovae._core.pair_statistics import mean_of_pairs
 from tests.halves import Case
-from tests.questions.asking import Asking, data, in_pyro
+from tests.questions.asking import Asking, data, in_pyro, slow_in_numpyro
 from tests.questions.programs import in_plate, two_latents, vae
 from tests.questions.runs import runs_of_arrays
 
@@ -143,6 +143,7 @@ class TestMMDTest:
     def test_the_data_of_all_minibatches(self, half: Asking) -> None:
         assert half.ask("mmd_test", vae(half, num=13, batch=5)).num_data == 13
 
+    @slow_in_numpyro
     def test_only_the_named_latents(self, half: Asking) -> None:
         """z1 is from the prior; z2 and both together are not."""
         case = two_latents(half, num=300, slope=0.0)
@@ -185,6 +186,7 @@ class TestSuggestedLambd:
         assert 0 < suggested.standard_error < 0.15 * expected
         assert suggested.lambd == pytest.approx(expected, abs=4 * suggested.standard_error)
 
+    @slow_in_numpyro
     def test_the_share_is_that_of_the_objective(self, half: Asking) -> None:
         """The loss at the suggested weight less the loss without: s times the reconstruction."""
         case, kernel = wide(half, 800), half.library.RBF(2.0)

@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import multivariate_normal, norm
 
 from tests.halves import Case
-from tests.questions.asking import Asking, data
+from tests.questions.asking import Asking, data, slow_in_numpyro
 from tests.questions.evidence import FLOW, assert_exact, exact_evidence, linear_gaussian, run
 from tests.questions.programs import in_plate, vae
 
@@ -153,6 +153,7 @@ class TestPlates:
 
 class TestRuns:
     @pytest.mark.filterwarnings("ignore:log_evidence")
+    @slow_in_numpyro
     def test_chunks_change_nothing(self, half: Asking) -> None:
         """Multiples of 16 numbers come from Pyro's generator alike in one chunk and in several."""
         case = linear_gaussian(half)
@@ -203,6 +204,7 @@ class TestReliability:
         np.testing.assert_allclose(result.standard_error, 0, atol=1e-7)
         assert (result.pareto_k == 0).all()
 
+    @slow_in_numpyro
     def test_a_flow_that_diverges_is_told(self, half: Asking) -> None:
         ones = half.array(np.ones(3))
 

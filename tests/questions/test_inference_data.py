@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import norm
 
 from tests.halves import Case
-from tests.questions.asking import Asking, data, in_pyro
+from tests.questions.asking import Asking, data, in_pyro, slow_in_numpyro
 from tests.questions.inference_data import (
     EFFECTS,
     GROUPS,
@@ -164,6 +164,7 @@ class TestDims:
         assert (draws["tau"] > 0).all()
         np.testing.assert_array_equal(found.observed_data["effect"].values, EFFECTS)
 
+    @slow_in_numpyro
     def test_deterministic_sites_and_dims_in_no_plate(self, half: Asking) -> None:
         wide = half.array(np.zeros((4, 3)))
 
@@ -204,6 +205,7 @@ class TestDims:
         np.testing.assert_allclose(draws["total"], draws["z"].sum("z_dim_0"))
         np.testing.assert_allclose(draws["image"][..., 2], draws["y"])
 
+    @slow_in_numpyro
     def test_sites_of_other_kinds(self, half: Asking) -> None:
         """Auxiliary sites, factors and minibatches are no variables; a new latent is predicted."""
         zero = half.array(0.0)

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 from tests.halves import Case
-from tests.questions.asking import Asking
+from tests.questions.asking import Asking, slow_in_numpyro
 from tests.questions.inference_data import GROUPS, X, az, normals, plt, run, schools
 from tests.questions.programs import in_plate, vae
 
 
 class TestArviz:
     @pytest.mark.filterwarnings("ignore:Passing a dict or None as alias_mapping")
+    @slow_in_numpyro
     def test_summaries_plots_and_files(self, half: Asking, tmp_path: Path) -> None:
         objective = half.library.TraceMMD_ELBO(alpha=0.3, lambd=10.0, estimator="biased")
         found = run(half, schools(half), num_samples=200, objective=objective)
@@ -41,6 +42,7 @@ class TestArviz:
             for name, values in found[group].data_vars.items():
                 np.testing.assert_array_equal(loaded[group][name].values, values.values)
 
+    @slow_in_numpyro
     def test_from_dict_as_of_arviz_1_by_a_stand_in(
         self, half: Asking, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from pyro_infovae._core.dimensions import KLByDimension, ask_kl_by_dimension
 from tests.halves import Case
-from tests.questions.asking import Asking, data, in_pyro
+from tests.questions.asking import Asking, data, in_pyro, slow_in_numpyro
 from tests.questions.programs import WEIGHT, in_plate, pair, two_latents, vae
 from tests.questions.runs import runs_of_arrays
 
@@ -62,6 +62,7 @@ class TestClosedForm:
         expected = kl_to_standard_normal(data() @ WEIGHT, 0.4)
         np.testing.assert_allclose(report.terms, expected[kept])
 
+    @slow_in_numpyro
     def test_of_an_auto_guide(self, half: Asking) -> None:
         prior = half.dist.Normal(half.array([0.0, 0.0]), 1.0).to_event(1)
         model = in_plate(half, 4, lambda _: half.sample("z", prior))
@@ -83,6 +84,7 @@ class TestSampled:
         np.testing.assert_allclose(report.terms.sum(1), report.per_datum)
         assert not report.unsplit
 
+    @slow_in_numpyro
     def test_a_latent_that_splits_beside_one_that_does_not(self, half: Asking) -> None:
         """The terms of the first are known, and the sum of both: 2 and 1 nats."""
         zeros, ones = half.array(np.zeros(2)), half.array(np.ones(2))
@@ -106,6 +108,7 @@ class TestSampled:
         }
         assert_agree(report, np.full(4, 3.0), largest_error=0.3)
 
+    @slow_in_numpyro
     def test_standard_errors_are_the_spread_of_the_terms(self, half: Asking) -> None:
         """The variance of log q - log p under q = N(m, 1), p = N(0, 1) is m²."""
         locs = LOCS[:, 0]

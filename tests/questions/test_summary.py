@@ -13,7 +13,7 @@ from scipy.stats import norm
 
 from pyro_infovae._core.summary import Summary, SummaryRow
 from tests.halves import Case
-from tests.questions.asking import Asking, data
+from tests.questions.asking import Asking, data, slow_in_numpyro
 from tests.questions.programs import in_plate, nested, vae
 
 NAMES = [
@@ -83,6 +83,7 @@ class TestValues:
 
 
 class TestWhatCannotBeComputed:
+    @slow_in_numpyro
     def test_has_a_row_with_the_reason(self, half: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
         """Point masses have no densities. And a bar is shown where tqdm is installed."""
         loc = half.array(data(24, 2).reshape(4, 6, 2))
@@ -114,6 +115,7 @@ class TestWhatCannotBeComputed:
             assert "point mass" in row.meaning
             assert "JAX" not in row.meaning
 
+    @slow_in_numpyro
     def test_whatever_is_raised(self, half: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
         """An error without a message but with a note. There is no tqdm, nor ArviZ."""
 

@@ -189,7 +189,7 @@ def random_draws(half: Half) -> Distribution:
     dist, xp = half.dist, half.xp
 
     def fn(name: str, support: Support, score: Any) -> Any:
-        score = xp.asarray(score)
+        score = score + xp.zeros(())
         level = 1 / (1 + xp.exp(-score))
         if support == "real":
             return dist.Normal(score, 0.7)

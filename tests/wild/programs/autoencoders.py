@@ -238,7 +238,8 @@ def imputation() -> Case:
             loc, log_scale = encoder(torch.stack([filled, missing.to(x)], -1)).unbind(-1)
             z = pyro.sample("z", dist.Normal(loc, log_scale.exp()))
             guess = pyro.param("guess", torch.zeros(()))
-            pyro.sample("x_unobserved", dist.Normal(guess + 0.1 * z, 1.0))
+            fn = dist.Normal(guess + 0.1 * z, 1.0)
+            pyro.sample("x_unobserved", fn.mask(missing))
 
     return Case(model, guide, (normals(2 * N),))
 

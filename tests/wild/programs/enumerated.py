@@ -158,10 +158,10 @@ def lda() -> Case:
 
     def guide(docs: Tensor) -> None:
         positive = dist.constraints.positive
-        a = pyro.param("topic_weights_posterior", torch.full((topics,), 10.0), positive)
-        b = pyro.param("topic_words_posterior", torch.full((topics, words), 5.0), positive)
+        a = pyro.param("topic_weights_posterior", torch.full((topics,), 50.0), positive)
+        b = pyro.param("topic_words_posterior", torch.full((topics, words), 50.0), positive)
         with pyro.plate("topics", topics):
-            pyro.sample("topic_weights", dist.Gamma(a, 5.0))
+            pyro.sample("topic_weights", dist.Gamma(a, 25.0))
             pyro.sample("topic_words", dist.Dirichlet(b))
         pyro.module("predictor", predictor)
         counts = torch.eye(words)[docs].sum(0)
@@ -191,7 +191,7 @@ def _by_document(docs: Tensor) -> Tensor:
 
 one_plate = partial(TraceEnum_ELBO, max_plate_nesting=1)
 two_plates = partial(TraceEnum_ELBO, max_plate_nesting=2)
-SUMMED = "configured for enumeration"
+SUMMED = "If you want to enumerate sites"
 GLOBALS = "its latents are outside plates of data"
 
 PROGRAMS = [
@@ -247,7 +247,8 @@ PROGRAMS = [
         mmd=Works(),
         infomax=Works({"data": "x"}, otherwise=r"one observed site.*pass data="),
         hamiltonian=Refused(
-            r"the guide observes 't'.*auxiliary", "the guide has likelihoods of its own"
+            r"the guide observes 't'.*hide it by poutine.block",
+            "the guide has likelihoods of its own",
         ),
     ),
     Program(

@@ -19,6 +19,7 @@ class Objective(ABC):
 
     name: ClassVar[str]
     field: ClassVar[str]
+    takes_base: ClassVar[bool] = True
 
     def outcome(self, program: Program) -> Outcome:
         return getattr(program, self.field)
@@ -41,7 +42,7 @@ class Objective(ABC):
         return getattr(library, self.name)(**self.with_base(program, settings), **weights)
 
     def with_base(self, program: Program, settings: dict[str, Any]) -> dict[str, Any]:
-        if not program.needs_base:
+        if not (program.needs_base and self.takes_base):
             return settings
         particles = {k: v for k, v in settings.items() if k == "num_particles"}
         others = {k: v for k, v in settings.items() if k != "num_particles"}
@@ -88,16 +89,13 @@ class InfoMax(Objective):
 
 
 class Hamiltonian(Objective):
-    name, field = "TraceHamiltonian_ELBO", "hamiltonian"
+    name, field, takes_base = "TraceHamiltonian_ELBO", "hamiltonian", False
 
     def zero(self, program: Program) -> dict[str, Any]:
         return {"num_steps": 2, "step_size": 0.0, "learn": False}
 
     def some(self, program: Program) -> dict[str, Any]:
         return {"num_steps": 2, "step_size": program.step_size}
-
-    def with_base(self, program: Program, settings: dict[str, Any]) -> dict[str, Any]:
-        return settings
 
     def stock(self, program: Program) -> Any:
         """The densities of the draws are compared, so that no KL is in closed form."""

@@ -298,7 +298,7 @@ PROGRAMS = [
     ),
     Program(
         name="neural network with random weights",
-        like="Pyro's and NumPyro's `bnn.py`",
+        like="NumPyro's `bnn.py`",
         make=neural_network,
         stock=Trace_ELBO,
         mmd=Works(
