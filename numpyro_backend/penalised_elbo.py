@@ -138,11 +138,13 @@ class PenalisedELBO(Objective):
             warn_of_enumeration(marked)
         names = groups_of(runs)
 
-        def penalties_of(runs: Run, rng_key: Key[Array, ""]) -> dict[str, Float[Array, ""]]:
+        def penalties_of(part: Run, rng_key: Key[Array, ""]) -> dict[str, Float[Array, ""]]:
             keys = jax.random.split(rng_key, len(names))
+            # Outside plates the particles are the rows, and stay together.
+            held_by = [part if runs.model[group[0]].plates else runs for group in names]
             groups = [
-                Group(group, runs, key, param_map, model, args, kwargs)
-                for group, key in zip(names, keys, strict=True)
+                Group(group, held, key, param_map, model, args, kwargs)
+                for group, held, key in zip(names, held_by, keys, strict=True)
             ]
             return self._penalties(groups)
 

@@ -153,9 +153,20 @@ class PenalisedELBO(Objective):
         pooled = [runs]
         if any(share_parents(group, runs[0]) for group in names):
             pooled = [(particle,) for run in runs for particle in particles_of(run)]
+        # Outside plates the particles are the rows, and stay together.
         parts = [
-            [Group(group, runs, model, args, kwargs, self.gather) for group in names]
-            for runs in pooled
+            [
+                Group(
+                    group,
+                    part if runs[0].model[group[0]].plates else runs,
+                    model,
+                    args,
+                    kwargs,
+                    self.gather,
+                )
+                for group in names
+            ]
+            for part in pooled
         ]
         penalties = self._penalties(parts)
         return Evaluation(

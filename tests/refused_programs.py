@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -55,56 +56,89 @@ def masked_features(half: Half) -> Case:
     return one_latent(half, prior=lambda rows: half.dist.Normal(rows, 1.0).mask(mask).to_event(1))
 
 
-def point_mass(half: Half) -> Case:
-    return one_latent(half, posterior=lambda rows: half.dist.Delta(rows, event_dim=1))
+def masked_rows(half: Half) -> Case:
+    mask = half.xp.asarray(np.arange(12) > 0)
+    return one_latent(half, prior=lambda rows: half.dist.Normal(rows, 1.0).to_event(1).mask(mask))
 
 
-def discrete(half: Half) -> Case:
-    return one_latent(half, prior=lambda rows: half.dist.Poisson(half.xp.exp(rows[:, 0])))
+def undeclared(half: Half, *, mended: str = "") -> Case:
+    """A batch dim that belongs to no plate, or one for which there is a plate, or an event dim."""
+    is_event = mended == "event"
+    x = half.xp.asarray(X[:, :2] if is_event else X[:, :2].T)
 
+    @contextlib.contextmanager
+    def plates() -> Iterator[None]:
+        parts = half.plate("parts", 2, dim=-2) if mended == "plate" else contextlib.nullcontext()
+        with half.plate("data", 12), parts:
+            yield
 
-def undeclared(half: Half) -> Case:
-    """A batch dim that belongs to no plate."""
+    def normal(loc: Any) -> Any:
+        return half.dist.Normal(loc, 1.0).to_event(int(is_event))
 
     def model() -> None:
-        with half.plate("data", 12):
-            z = half.sample("z", half.dist.Normal(half.xp.asarray(np.zeros((2, 1))), 1.0))
-            half.sample("x", half.dist.Normal(z.sum(0), 1.0), obs=half.xp.asarray(X[:, 0]))
+        with plates():
+            z = half.sample("z", normal(0 * x))
+            half.sample("x", normal(z), obs=x)
 
     def guide() -> None:
-        with half.plate("data", 12):
-            half.sample("z", half.dist.Normal(half.param("m", np.zeros((2, 1))), 1.0))
+        with plates():
+            half.sample("z", normal(x + half.param("m", 0.0)))
 
     return Case(model, guide)
 
 
-def two_latents(half: Half, *, guided: tuple[str, ...] = ("z1", "z2")) -> Case:
-    """Two latents in one plate, and a guide that draws the given ones."""
+def two_latents(
+    half: Half,
+    *,
+    guided: tuple[str, ...] = ("z1", "z2"),
+    auxiliary: tuple[str, ...] = (),
+    posterior: str = "Normal",
+    is_observed: bool = False,
+) -> Case:
+    """Two latents in one plate, and a guide that draws the given ones.
+
+    The second one may be observed, or counted, or a point mass in the guide.
+    """
     x = half.xp.asarray(X[:, 0])
 
     def model() -> None:
         with half.plate("data", 12):
             z1 = half.sample("z1", half.dist.Normal(0 * x, 1.0))
-            z2 = half.sample("z2", half.dist.Normal(2 * z1, 0.5))
+            if posterior == "Poisson":
+                z2 = half.sample("z2", half.dist.Poisson(half.xp.exp(z1)))
+            else:
+                seen = x if is_observed else None
+                z2 = half.sample("z2", half.dist.Normal(2 * z1, 0.5), obs=seen)
             half.sample("x", half.dist.Normal(z1 + z2, 1.0), obs=x)
 
     def guide() -> None:
+        loc = half.param("m", 0.1) + 0 * x
+        families = {
+            "Normal": lambda: half.dist.Normal(loc, 0.5),
+            "Delta": lambda: half.dist.Delta(loc),
+            "Poisson": lambda: half.dist.Poisson(half.xp.exp(loc)),
+        }
         with half.plate("data", 12):
-            for name in guided:
-                half.sample(name, half.dist.Normal(half.param("m", 0.1) + 0 * x, 0.5))
+            for name in (*auxiliary, *guided):
+                family = posterior if name == "z2" else "Normal"
+                infer = {"is_auxiliary": True} if name in auxiliary else None
+                half.sample(name, families[family](), infer=infer)
 
     return Case(model, guide)
 
 
-def subsampled_global(half: Half) -> Case:
-    """A latent outside a plate that the model subsamples."""
+def subsampled_global(half: Half, *, batch: int | None = 4) -> Case:
+    """A latent outside a plate that the model subsamples, and one inside."""
 
     def model() -> None:
         theta = half.sample("theta", half.dist.Normal(0.0, 1.0))
-        with half.plate("data", 12, batch=4) as chosen:
-            half.sample("x", half.dist.Normal(theta, 1.0), obs=half.xp.asarray(X[:, 0])[chosen])
+        with half.plate("data", 12, batch=batch) as chosen:
+            z = half.sample("z", half.dist.Normal(theta, 1.0))
+            half.sample("x", half.dist.Normal(z, 1.0), obs=half.xp.asarray(X[:, 0])[chosen])
 
     def guide() -> None:
         half.sample("theta", half.dist.Normal(half.param("m", 0.1), 1.0))
+        with half.plate("data", 12, batch=batch):
+            half.sample("z", half.dist.Normal(0.0, 1.0))
 
     return Case(model, guide)

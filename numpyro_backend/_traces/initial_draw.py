@@ -81,7 +81,9 @@ class InitialDraw(Messenger):
                 f"draw; it draws {[*self.flowing, *self.given]}"
             )
         if not self.flowing:
-            raise ValueError("TraceHamiltonian_ELBO: the guide draws no latent that could flow")
+            raise ValueError(
+                "TraceHamiltonian_ELBO: the guide draws no latent that could flow: use Trace_ELBO()"
+            )
 
     def check_densities(self, positions: Mapping[str, Array]) -> None:
         """Refuse point masses of more numbers than the guide has drawn for them.
@@ -96,8 +98,8 @@ class InitialDraw(Messenger):
         if sum(positions[name].size for name in masses) > self._auxiliary_size:
             raise ValueError(
                 f"TraceHamiltonian_ELBO: site '{masses[0]}' is a point mass in the guide, which "
-                "has no density for a flow to carry; give it one, as AutoNormal does, or leave it "
-                "out of sites"
+                "has no density for a flow to carry; give it one, as AutoNormal does, or name "
+                "others in sites"
             )
 
     def process_message(self, msg: Message) -> None:
@@ -140,7 +142,7 @@ class InitialDraw(Messenger):
             raise ValueError(
                 f"TraceHamiltonian_ELBO: site '{msg['name']}' is not reparameterised "
                 f"({type(undecorated(fn)).__name__}), and only continuous latents drawn by rsample "
-                "can flow: leave it out of sites"
+                "can flow: name others in sites"
             )
         density_arguments = (value, msg["intermediates"]) if msg["intermediates"] else (value,)
         self.flowing[msg["name"]] = InitialSite(

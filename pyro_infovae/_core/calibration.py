@@ -212,10 +212,12 @@ def chi_square_p_value(ranks: Int[np.ndarray, " ranks"], num_ranks: int) -> floa
         >>> chi_square_p_value(np.arange(100) // 2, 100) < 1e-9
         True
     """
-    if len(ranks) < 3 * FEWEST_PER_BIN or num_ranks < 3:
+    few = {"simulations": len(ranks) < 3 * FEWEST_PER_BIN, "samples": num_ranks < 3}
+    if any(few.values()):
+        more = " and ".join(name for name, is_few in few.items() if is_few)
         raise ValueError(
             f"Expected at least {3 * FEWEST_PER_BIN} ranks, of at least 3 that there can be; got "
-            f"{len(ranks)} of {num_ranks}: use more simulations, or more samples"
+            f"{len(ranks)} of {num_ranks}: use more {more}"
         )
     most = min(MOST_BINS, num_ranks, len(ranks) // FEWEST_PER_BIN)
     num_bins = most - 1 + most % 2

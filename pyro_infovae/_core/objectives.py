@@ -283,7 +283,7 @@ def warn_of_counts(counts: Mapping[tuple[str, ...], Any]) -> None:
         if count < 2:
             warnings.warn(
                 f"Fewer than two rows of {list(names)} are left below their masks, so that they "
-                "have no penalty in this step: use larger minibatches, or leave them out of sites",
+                "have no penalty in this step: use larger minibatches, or name others in sites",
                 stacklevel=4,
             )
 

@@ -59,7 +59,7 @@ def _enumerated_probability(
     if len(set(dims)) < len(dims) or not fits(tuple(log_q.shape), shape):
         raise NotImplementedError(
             f"Site '{group[0].name}' depends on {list(relevant)}, whose joint probability per row "
-            "of it is not known: leave it out of sites, or sample these instead of enumerating "
+            "of it is not known: name others in sites, or sample these instead of enumerating "
             "them"
         )
     return namespace(log_q).exp(log_q)

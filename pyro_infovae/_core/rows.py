@@ -96,7 +96,7 @@ class Selection:
         """What speaks against a latent as the guide draws it; the plates are the model's."""
         if not drawn.is_reparameterised:
             return (
-                f"is not reparameterised ({drawn.kind}): leave it out of sites, or draw it by "
+                f"is not reparameterised ({drawn.kind}): name others in sites, or draw it by "
                 "rsample"
             )
         plates = model.get(drawn.name, drawn).plates

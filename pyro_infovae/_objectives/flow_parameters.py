@@ -105,9 +105,10 @@ class FlowParameters(PyroModule):
             self.register_buffer(key, value)
             return
         if not ((value > 0) & (value < maximum)).all():
+            remedy = "raise max_step_size" if (value > 0).all() else "start above 0"
             raise ValueError(
                 f"Expected 0 < {key} < max_step_size={maximum} where it is learned; got "
-                f"{value.tolist()}: raise max_step_size, or pass learn=False"
+                f"{value.tolist()}: {remedy}, or pass learn=False"
             )
         setattr(self, key, PyroParam(value, constraints.interval(0.0, maximum)))
 

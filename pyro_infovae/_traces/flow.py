@@ -243,8 +243,8 @@ class _Scored(_Placing):
                     )
                 raise ValueError(
                     f"Site '{name}' is outside plate '{frame.name}', which is subsampled: each "
-                    "minibatch would move it differently, and the bound would be lost; leave "
-                    f"'{name}' out of sites, or use the whole plate"
+                    "minibatch would move it differently, and the bound would be lost; name others "
+                    "in sites, or use the whole plate"
                 )
 
 
@@ -274,7 +274,7 @@ def _to_support(msg: Message) -> Transform:
     except NotImplementedError as error:
         raise NotImplementedError(
             f"Site '{msg['name']}' has the support {support}, which no known transform takes to "
-            "the reals, where a flow moves: leave it out of sites"
+            "the reals, where a flow moves: name others in sites"
         ) from error
 
 

@@ -84,7 +84,9 @@ class InitialDraw(Messenger):
                 f"draw; it draws {[*self.flowing, *self.others]}"
             )
         if not self.flowing:
-            raise ValueError("TraceHamiltonian_ELBO: the guide draws no latent that could flow")
+            raise ValueError(
+                "TraceHamiltonian_ELBO: the guide draws no latent that could flow: use Trace_ELBO()"
+            )
 
     def check_densities(self, positions: Mapping[str, Tensor]) -> None:
         """Refuse point masses of more numbers than the guide has drawn for them.
@@ -101,8 +103,8 @@ class InitialDraw(Messenger):
         if sum(positions[name].numel() for name in masses) > drawn:
             raise ValueError(
                 f"TraceHamiltonian_ELBO: site '{masses[0]}' is a point mass in the guide, which "
-                "has no density for a flow to carry; give it one, as AutoNormal does, or leave it "
-                "out of sites"
+                "has no density for a flow to carry; give it one, as AutoNormal does, or name "
+                "others in sites"
             )
 
     def _pyro_sample(self, msg: Message) -> None:
@@ -144,7 +146,7 @@ class InitialDraw(Messenger):
             raise ValueError(
                 f"TraceHamiltonian_ELBO: site '{msg['name']}' is not reparameterised "
                 f"({type(undecorated(fn)).__name__}), and only continuous latents drawn by rsample "
-                "can flow: leave it out of sites"
+                "can flow: name others in sites"
             )
         self.outer = tuple(frame for frame in msg["cond_indep_stack"] if frame not in plates)
         self.flowing[msg["name"]] = InitialSite(

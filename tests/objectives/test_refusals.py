@@ -47,7 +47,7 @@ class TestPenalised:
                 half.sample("y", half.dist.Bernoulli(half.param("p", 0.4) + 0 * x))
                 half.sample("z", half.dist.Normal(0 * x, 1.0))
 
-        match = r"'y', which is not reparameterised \(Bernoulli.*\): leave it out of sites"
+        match = r"'y', which is not reparameterised \(Bernoulli.*\): name others in sites"
         objective = half.library.TraceMMD_ELBO(sites=["y", "z"])
         refuses(half, objective, Case(model, guide), match)
 
@@ -116,7 +116,7 @@ class TestFlow:
         if fits:
             half.evaluate(fixed(half, sites=sites), case)
         else:
-            match = "'theta' is outside plate 'data', which is subsampled.*out of sites"
+            match = "'theta' is outside plate 'data', which is subsampled.*in sites"
             refuses(half, fixed(half, sites=sites), case, match)
 
     @in_pyro

@@ -171,7 +171,7 @@ class _AveragingAdam(pyro.optim.PyroOptim):
 
 
 def refusals(share: Share) -> dict[str, str]:
-    """What ranks that disagree are told."""
+    """What ranks that disagree are told, and nothing where they do as they are told."""
     alike = Rows({"z": torch.ones(4, 2)}, weights=None, batch_size=4, num_data=24)
     first = share.rank == 0
     cases = {
@@ -180,6 +180,10 @@ def refusals(share: Share) -> dict[str, str]:
         "dtype": alike if first else replace(alike, latents={"z": torch.ones(4, 2).float()}),
         "plate": alike if first else replace(alike, num_data=12),
         "whole": replace(alike, num_data=4),
+        # What is recommended instead.
+        "alike": alike,
+        "dropped": Rows({"z": torch.ones(3, 2)}, None, 3, 24),
+        "padded": alike if first else replace(alike, weights=(torch.arange(4) < 3).double()),
     }
     messages = {}
     for name, rows in cases.items():

@@ -23,7 +23,7 @@ X = torch.linspace(-1.0, 1.0, 6)
 Likelihood = Callable[[Tensor], Any]
 
 
-def steps(locate: Likelihood, *, x: Any = X) -> None:
+def steps(locate: Likelihood, *, x: Any = X, loss: Any = None) -> None:
     """Steps of a model of one global location, whose data it shifts."""
 
     def model(x: Tensor) -> None:
@@ -34,7 +34,7 @@ def steps(locate: Likelihood, *, x: Any = X) -> None:
     def guide(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.3)), 0.5))
 
-    svi = CompiledSVI(model, guide, Adam({"lr": 0.01}), Trace_ELBO())
+    svi = CompiledSVI(model, guide, Adam({"lr": 0.01}), loss or Trace_ELBO())
     for _ in range(3):
         svi.step(x)
 
@@ -100,6 +100,25 @@ def test_courses_that_depend_on_numbers(locate: Likelihood) -> None:
     ):
         steps(locate)
     assert pyro.get_param_store()._params["loc"].grad is None
+
+
+class ReadingNumbers(Trace_ELBO):
+    """In the manner of ``TraceCausalEffect_ELBO``, whose loss takes a number from each site."""
+
+    def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> Any:
+        _, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)
+        return surrogate.item(), surrogate
+
+
+@pytest.mark.parametrize("objective", ["own", "causal effect"])
+def test_an_objective_that_reads_numbers_is_named(objective: str) -> None:
+    if objective == "own":
+        loss, name = ReadingNumbers(), "ReadingNumbers"
+    else:
+        cevae = pytest.importorskip("pyro.contrib.cevae")
+        loss, name = cevae.TraceCausalEffect_ELBO(), "TraceCausalEffect_ELBO"
+    with pytest.raises(NotImplementedError, match=rf"\.py:\d+ of {name}: compute with"):
+        steps(lambda z: z, loss=loss)
 
 
 def test_what_no_graph_can_hold() -> None:

@@ -86,7 +86,8 @@ def test_ranks_train_as_one_process(world: int, names: list[str], tmp_path: Path
 
 
 def check_refusals(told: dict[str, str], world: int) -> None:
-    """Each rank is told the same, with what to do."""
+    """Each rank is told the same, with what to do, which is accepted."""
+    assert set(told) == {"rows", "features", "dtype", "plate", "whole"}
     rows = [4] + (world - 1) * [3]
     assert told["rows"] == (
         f"Expected as many rows of ['z'] on every rank; got {rows}: drop the last minibatch, or "

@@ -226,7 +226,7 @@ def test_refuses(half: Asking, case: Any, settings: dict[str, Any], match: str) 
 
 class TestPValues:
     def test_too_few_ranks(self) -> None:
-        with pytest.raises(ValueError, match=r"at least 15 ranks.*got 10 of 50"):
+        with pytest.raises(ValueError, match=r"15 ranks.*got 10 of 50: use more simulations$"):
             _ = Calibration(np.zeros((10, 1), int), 49, ("z",)).p_values
 
     def test_are_those_of_chi_square(self) -> None:
@@ -258,7 +258,11 @@ class TestPValues:
         middle = rng.integers(30, 70, size=200)
         assert max(chi_square_p_value(ends, 100), chi_square_p_value(middle, 100)) < 1e-10
 
-    @pytest.mark.parametrize(("size", "num_ranks"), [(14, 10), (100, 2)])
-    def test_refuse_too_few(self, size: int, num_ranks: int) -> None:
-        with pytest.raises(ValueError, match=f"at least 15 ranks.*got {size} of {num_ranks}"):
+    @pytest.mark.parametrize(
+        ("size", "num_ranks", "more"),
+        [(14, 10, "simulations"), (100, 2, "samples"), (14, 2, "simulations and samples")],
+    )
+    def test_refuse_too_few(self, size: int, num_ranks: int, more: str) -> None:
+        match = f"at least 15 ranks.*got {size} of {num_ranks}: use more {more}$"
+        with pytest.raises(ValueError, match=match):
             chi_square_p_value(np.zeros(size, dtype=int), num_ranks)

@@ -206,7 +206,7 @@ PROGRAMS = [
         infomax=Works(),
         hamiltonian=Works(
             {"sites": ["z"]},
-            otherwise=r"'y' is not reparameterised.*leave it out of sites",
+            otherwise=r"'y' is not reparameterised.*name others in sites",
             warns=SUMMED,
             against=Trace_ELBO,
         ),
@@ -232,7 +232,7 @@ PROGRAMS = [
         infomax=Works(),
         hamiltonian=Works(
             {"sites": ["z1", "z2"]},
-            otherwise=r"'y' is not reparameterised.*leave it out of sites",
+            otherwise=r"'y' is not reparameterised.*name others in sites",
             warns=SUMMED,
             against=Trace_ELBO,
         ),
@@ -307,7 +307,7 @@ PROGRAMS = [
         infomax=Works({"data": _by_document}, otherwise=r"one observed site.*pass data="),
         hamiltonian=Works(
             {"sites": ["topic_weights", "topic_words"]},
-            otherwise=r"'doc_topics' is a point mass.*leave it out of sites",
+            otherwise=r"'doc_topics' is a point mass.*name others in sites",
         ),
         lr=0.03,
         steps=20,

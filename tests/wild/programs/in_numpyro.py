@@ -245,7 +245,7 @@ PROGRAMS = [
         infomax=Works(),
         hamiltonian=Works(
             {"sites": ["z"]},
-            otherwise=r"'y' is not reparameterised.*leave it out of sites",
+            otherwise=r"'y' is not reparameterised.*name others in sites",
             warns="does not support models with discrete latent",
             against=Trace_ELBO,
         ),

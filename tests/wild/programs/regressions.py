@@ -280,7 +280,7 @@ PROGRAMS = [
         mmd=Works(),
         infomax=Works(),
         hamiltonian=Works(
-            {"sites": ["z"]}, otherwise=r"'mu' is outside plate 'data'.*leave 'mu' out of sites"
+            {"sites": ["z"]}, otherwise=r"'mu' is outside plate 'data'.*name others in sites"
         ),
     ),
     Program(
