@@ -34,7 +34,7 @@ def programs(half: Half) -> Case:
 
 def test_is_refused(half: Half) -> None:
     elbo = half.library.TraceHamiltonian_ELBO(2, 0.1)
-    with pytest.raises(ValueError, match=r"'mu' is a point mass.*leave it out of sites"):
+    with pytest.raises(ValueError, match=r"'mu' is a point mass.*name others in sites"):
         half.evaluate(elbo, programs(half))
 
 

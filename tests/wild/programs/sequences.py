@@ -154,7 +154,7 @@ PROGRAMS = [
         mmd=Works(),
         infomax=Works({"sites": ["z_what_0"]}, otherwise=r"choose by sites"),
         hamiltonian=Works(
-            {"sites": CONTINUOUS}, otherwise=r"'z_pres_0' is not reparameterised.*leave it out"
+            {"sites": CONTINUOUS}, otherwise=r"'z_pres_0' is not reparameterised.*name others"
         ),
     ),
     Program(
