@@ -245,6 +245,10 @@ class TestParticles:
     def test_the_loss_of_several_is_the_mean_of_their_own(self, examples: int) -> None:
         holds(self.check, specs(plates=("one", "nested", "loop"), batch=None), examples)
 
+    @pytest.mark.filterwarnings("ignore:TraceInfoMax_ELBO estimates mutual information")
+    def test_holds_where_a_flow_diverges(self) -> None:
+        self.check(Spec("nested", ("positive", "real"), False, None, "none", 1.0, "model"))
+
     def check(self, spec: Spec) -> None:
         parents = (0.3, -1.2)
 
