@@ -59,8 +59,29 @@ class Selection:
             ValueError: for a name that cannot be penalised, or where nothing is selected; naming
                 the site and saying what to do.
         """
+        if self.names is not None:
+            self._check_named(self.names, guide, model)
+            return self.names | {n for n in guide if n not in model and self.may_take(guide[n])}
+        faults = {
+            name: self._fault(guide[name], model)
+            for name, site in model.items()
+            if site.is_latent and name in guide
+        }
+        if all(faults.values()):
+            reasons = "; ".join(f"'{name}' {fault}" for name, fault in faults.items())
+            raise ValueError(
+                f"{self.caller}: no latent is left to penalise"
+                + (f": {reasons}" if reasons else ", for the guide draws none of the model's")
+            )
+        for name in guide.keys() - model.keys():
+            generated = name.removesuffix("_unconstrained")
+            known = generated in faults
+            faults[name] = faults[generated] if known else self._fault(guide[name], model)
+        return frozenset(name for name, fault in faults.items() if fault is None)
+
+    def _check_named(self, names: Iterable[str], guide: Sites, model: Sites) -> None:
         latents = [name for name, site in model.items() if site.is_latent]
-        for name in sorted(self.names or ()):
+        for name in sorted(names):
             if name not in latents:
                 raise ValueError(
                     f"{self.caller}: sites names '{name}', which is no latent of the model; "
@@ -73,24 +94,6 @@ class Selection:
                 )
             if fault := self._fault(guide[name], model):
                 raise ValueError(f"{self.caller}: sites names '{name}', which {fault}")
-        candidates = [name for name in latents if name in guide]
-        if self.names is not None:
-            auxiliary = {name for name in guide if name not in model and self.may_take(guide[name])}
-            return self.names | auxiliary
-        faults = {name: self._fault(guide[name], model) for name in candidates}
-        if all(faults.values()):
-            reasons = "; ".join(f"'{name}' {fault}" for name, fault in faults.items())
-            raise ValueError(
-                f"{self.caller}: no latent is left to penalise"
-                + (f": {reasons}" if reasons else ", for the guide draws none of the model's")
-            )
-        for name in guide:
-            if name not in model:
-                generated = name.removesuffix("_unconstrained")
-                faults[name] = (
-                    faults[generated] if generated in faults else self._fault(guide[name], model)
-                )
-        return frozenset(name for name, fault in faults.items() if fault is None)
 
     def _fault(self, drawn: Site, model: Sites) -> str | None:
         """What speaks against a latent as the guide draws it; the plates are the model's."""
