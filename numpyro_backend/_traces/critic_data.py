@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -11,7 +12,7 @@ from jax import Array
 from jaxtyping import Shaped
 
 from numpyro_backend.groups import Group, Rows
-from pyro_infovae._core.rows import counts_of
+from pyro_infovae._core.rows import batch_shape, counts_of
 from pyro_infovae._core.sites import Run
 
 DataSource: TypeAlias = str | Callable[..., Array] | None
@@ -54,7 +55,7 @@ def critic_rows(source: DataSource, group: Group, *, caller: str) -> Rows:
     """
     if callable(source):
         data = jnp.asarray(source(*group.args, **group.kwargs))
-        x = group.per_row(lambda run: _minibatch(data, group, run))
+        x = group.per_row(lambda run: _per_row(_minibatch(data, group, run), group, run))
         return group.with_data({"x": x}).cleared()
     observed = group.data
     name = next(iter(observed)) if source is None and len(observed) == 1 else source
@@ -73,6 +74,13 @@ def _not_found(source: DataSource, group: Group, observed: list[str], caller: st
         else "none: pass data= a function of the model's arguments, or choose latents by sites"
     )
     return f"{caller}: Expected {wanted} in the plates of {list(group.names)}; got {found}"
+
+
+def _per_row(minibatch: Array, group: Group, run: Run) -> Shaped[Array, " rows *event"]:
+    """A minibatch for each of the enumerated values that share it."""
+    rows = math.prod(batch_shape([run.model[name] for name in group.names], run))
+    shape = (rows // len(minibatch), *minibatch.shape)
+    return jnp.broadcast_to(minibatch, shape).reshape(-1, *minibatch.shape[1:])
 
 
 def _minibatch(data: Array, group: Group, run: Run) -> Shaped[Array, " data *event"]:
