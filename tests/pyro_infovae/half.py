@@ -243,6 +243,9 @@ class PyroHalf(Half):
             objective.loss_and_grads(case.model, case.guide, *case.args, **case.kwargs)
 
     def _step(self, objective: Any, case: Case, draws: Callable[[], Draws] | None) -> Step:
+        if draws is not None:
+            pyro.clear_param_store()
+            self._loss(objective, case)  # in which it finds out how the plates are nested
         pyro.clear_param_store()
         pyro.set_rng_seed(3)
         with contextlib.nullcontext() if draws is None else _drawing(draws()):
