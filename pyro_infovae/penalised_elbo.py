@@ -151,7 +151,7 @@ class PenalisedELBO(Objective):
             warn_of_enumeration(marked)
         names = groups_of(runs[0])
         pooled = [runs]
-        if any(share_parents(group, runs[0]) for group in names):
+        if self.num_particles > 1 and any(share_parents(group, runs[0]) for group in names):
             pooled = [(particle,) for run in runs for particle in particles_of(run)]
         # Outside plates the particles are the rows, and stay together.
         parts = [
