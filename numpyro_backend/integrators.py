@@ -24,8 +24,8 @@ __all__ = ["annealed_leapfrog", "tempered_leapfrog"]
 
 Sites = dict[str, Array]
 PotentialGrad = Callable[[Sites], tuple[Sites, Array]]
-Scores = tuple[Sites, Sites, Array]
-Gradients = Callable[[Sites], Scores]
+Scores = tuple[Sites, Sites, Any]
+Gradients = Callable[[Sites], tuple[Sites, Sites, Any]]
 
 
 @documented(_shared.ANNEALED_LEAPFROG)
@@ -39,7 +39,7 @@ def annealed_leapfrog(
     *,
     step_size: Mapping[str, Float[Array, " num_steps *broadcast"]],
     event_dims: Mapping[str, int],
-) -> tuple[Sites, Sites, Sites, tuple[Array, Array]]:
+) -> tuple[Sites, Sites, Sites, tuple[Any, Any]]:
     r"""Leapfrog steps of NumPyro's velocity Verlet along a bridge from a density q to a density p.
 
     Example:

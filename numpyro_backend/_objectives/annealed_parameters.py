@@ -11,10 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpyro
 from jax import Array
+from jaxtyping import Float
 from numpyro.distributions import constraints
 from numpyro.distributions.constraints import Constraint
+from numpyro.primitives import mutable
 
 from numpyro_backend._traces.annealed_guide import AnnealedSettings
+from pyro_infovae._core import step_scale
 from pyro_infovae._core.flow_options import AnnealedOptions
 
 
@@ -42,14 +45,26 @@ class AnnealedParameters:
     options: AnnealedOptions
     declared: Collection[str] | None = None
 
+    def monitor(self) -> dict[str, Array]:
+        """Mutable state: under ``"state"`` what :mod:`~pyro_infovae._core.step_scale` keeps."""
+        initial = {"state": jnp.array(step_scale.start())}
+        if not self.options.learn:
+            return initial
+        monitor: dict[str, Array] = mutable(f"{self.name}.monitor", initial)
+        return monitor
+
     def __call__(
-        self, positions: Mapping[str, Array], event_dims: Mapping[str, int]
+        self,
+        positions: Mapping[str, Array],
+        event_dims: Mapping[str, int],
+        scale: Float[Array, ""],
     ) -> AnnealedSettings:
         """The values to run with, declared as parameters on the way.
 
         Args:
             positions: where the sites start that move, by name.
             event_dims: how many of their dims are event dims.
+            scale: of the steps.
         """
         options, between = self.options, self.options.num_steps - 1
         sizes = options.step_sizes(positions)
@@ -57,7 +72,8 @@ class AnnealedParameters:
         for site, position in positions.items():
             event = position.shape[position.ndim - event_dims[site] :]
             shape = options.step_size_shape(sizes[site], event)
-            step_size[site] = self._step_size(site, sizes[site], shape).astype(position.dtype)
+            size = scale * self._step_size(site, sizes[site], shape)
+            step_size[site] = size.astype(position.dtype)
         logits = self._value(
             "increment_logits", jnp.zeros(between + 1), constraints.real, learns=between > 0
         )

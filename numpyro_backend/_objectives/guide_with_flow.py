@@ -26,12 +26,13 @@ class GuideWithFlow:
     sites: frozenset[str] | None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the guide, and declare the parameters."""
+        """Run the guide, and declare the parameters and the state."""
         draw = DrawRecord(self.sites, moves_auxiliary=True)
         with draw:
             value = self.fn(*args, **kwargs)
         guide_map = map_of(self.fn, args, kwargs, draw, self.settings.options)
-        self.settings(guide_map.start, guide_map.event_dims)
+        scale = self.settings.monitor()["state"][1]
+        self.settings(guide_map.start, guide_map.event_dims, scale)
         return value
 
 

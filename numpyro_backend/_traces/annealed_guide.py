@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpyro
 from jax import Array
 from jaxtyping import Float
-from numpyro.distributions.util import sum_rightmost
+from numpyro.distributions.util import scale_and_mask, sum_rightmost
 
 from numpyro_backend._traces.flow import (
     LogJoint,
@@ -32,6 +32,7 @@ from pyro_infovae._core.flow_options import AnnealedOptions
 from pyro_infovae._core.integrators import LARGEST_MOMENTUM, resting
 from pyro_infovae._core.programs import Program
 from pyro_infovae._core.sites import subsample_factor
+from pyro_infovae._core.step_scale import adapted
 
 
 @partial(
@@ -61,10 +62,16 @@ class Settings(Protocol):
     def options(self) -> AnnealedOptions:
         """What they start from."""
 
+    def monitor(self) -> dict[str, Array]:
+        """What is known of the flow's gain, and the scale of its steps."""
+
     def __call__(
-        self, positions: Mapping[str, Array], event_dims: Mapping[str, int]
+        self,
+        positions: Mapping[str, Array],
+        event_dims: Mapping[str, int],
+        scale: Float[Array, ""],
     ) -> AnnealedSettings:
-        """Those for sites that start at these positions."""
+        """Those for sites that start at these positions, with steps of some scale."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,8 @@ class AnnealedGuide:
         bridge = _Bridge(guide_map, log_joint, self.checkpoint)
         bridge.check(initial)
         u_0, inside = guide_map.start, guide_map.inside
-        settings = self.settings(u_0, guide_map.event_dims)
+        monitor = self.settings.monitor()
+        settings = self.settings(u_0, guide_map.event_dims, monitor["state"][1])
         rho_0 = draw_momenta(u_0)
         noise = draw_refreshments(u_0, self.settings.options)
         moving = inside
@@ -130,6 +138,10 @@ class AnnealedGuide:
             moving = {name: inside[name] & rows for name, rows in finite.items()}
         flowed = bridge.flow(u_0, rho_0, noise, settings, moving)
         ended = {name: moving[name] & rows for name, rows in flowed.finite.items()}
+        if self.in_training and self.settings.options.learn:
+            lost = {name: inside[name] & ~rows for name, rows in ended.items()}
+            gain = jax.lax.stop_gradient(bridge.gain(flowed, lost))
+            monitor["state"] = adapted(monitor["state"], gain.astype(monitor["state"].dtype))
         end = guide_map.end(
             {name: where_rows(ended[name], u, u_0[name]) for name, u in flowed.position.items()}
         )
@@ -184,12 +196,16 @@ class _Flowed:
     Attributes:
         position: u_K by site name.
         log_ratio: what the momenta add to the log weight, row by row.
+        log_joints: ℓ at the start and at the end.
         finite: the rows in which these are finite, and the momentum is below the largest.
+        sound: the rows in which the force at the start is finite.
     """
 
     position: Values
     log_ratio: Values
+    log_joints: tuple[Array, Array]
     finite: Values
+    sound: Values
 
 
 @dataclass(frozen=True)
@@ -228,10 +244,11 @@ class _Bridge:
         moving: Values,
     ) -> _Flowed:
         """The flow of the rows that are to move, from the given start."""
-        position, momentum, log_ratio, _ = annealed_leapfrog(
+        gradients = jax.checkpoint(self._gradients) if self.checkpoint else self._gradients
+        position, momentum, log_ratio, (first, last) = annealed_leapfrog(
             u_0,
             rho_0,
-            jax.checkpoint(self._gradients) if self.checkpoint else self._gradients,
+            gradients,
             settings.inverse_temperatures,
             settings.persistence,
             noise,
@@ -251,14 +268,38 @@ class _Bridge:
             & jnp.isfinite(jax.lax.stop_gradient(log_ratios[name]))
             for name, rows in moving.items()
         }
-        return _Flowed(position, log_ratios, finite)
+        return _Flowed(position, log_ratios, (first[0], last[0]), finite, first[1])
 
-    def _gradients(self, positions: Values) -> tuple[Sites, Sites, Array]:
-        r"""Those of :math:`\ell`, each datum's own, and of :math:`\log q`, and :math:`\ell`."""
+    def gain(self, flowed: _Flowed, lost: Values) -> Float[Array, ""]:
+        """By how much log w is above that of the unmoved draw, in nats per row.
+
+        It is infinitely below where a row diverged whose first force was finite.
+
+        Args:
+            flowed: where the flow ended.
+            lost: which rows diverged, by site name.
+        """
+        first, last = flowed.log_joints
+        total, sizes = last - first, [1]
+        diverged = jnp.zeros((), bool)
+        for name, site in self.guide_map.bases.items():
+            rows = scale_and_mask(flowed.log_ratio[name], subsample_factor(site.plates), site.mask)
+            total = total + rows.sum()
+            diverged = diverged | (flowed.sound[name] & lost[name]).any()
+            sizes.append(math.prod(plate.full_size for plate in site.plates))
+        gain = jnp.where(jnp.isfinite(total), total, 0.0) / max(sizes)
+        return jnp.where(diverged, -math.inf, gain)
+
+    def _gradients(self, positions: Values) -> tuple[Sites, Sites, Any]:
+        """Those of ℓ, each datum's own, and of log q; and ℓ, with the rows of finite forces."""
         value, gradients = jax.value_and_grad(self._log_joint)(positions)
         factors = {name: subsample_factor(s.plates) for name, s in self.guide_map.bases.items()}
         target = {name: gradient / factors[name] for name, gradient in gradients.items()}
-        return target, jax.grad(self._log_q)(positions), value
+        sound = {
+            name: finite_rows(target[name], len(rows.shape))
+            for name, rows in self.guide_map.inside.items()
+        }
+        return target, jax.grad(self._log_q)(positions), (value, sound)
 
     def _log_joint(self, positions: Values) -> Float[Array, ""]:
         moved = self.guide_map.at(positions)
