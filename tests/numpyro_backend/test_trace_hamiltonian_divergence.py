@@ -22,6 +22,7 @@ from tests.objectives.flows import fixed
 pytestmark = pytest.mark.usefixtures("quick_double_precision")
 
 
+@pytest.mark.slow
 def test_a_divergence_spoils_no_parameter() -> None:
     def model() -> None:
         with numpyro.plate("data", 16):

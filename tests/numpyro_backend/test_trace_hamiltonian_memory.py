@@ -17,6 +17,7 @@ from tests.numpyro_backend.steps import Params
 pytestmark = pytest.mark.usefixtures("quick_double_precision")
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_steps() -> None:
     """The gradient of a VAE (784-256-20, a minibatch of 128): 50 steps against 1."""
 
