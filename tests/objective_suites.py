@@ -19,7 +19,7 @@ from tests.elbo_suite import (
     PenalisedSuite,
     mean_and_error,
 )
-from tests.objectives.alone import in_both
+from tests.objectives.alone import in_both, slow_in_numpyro
 from tests.shared_programs import CRITIC, correlated_pair, critic, linear_gaussian, one_datum
 
 
@@ -130,7 +130,7 @@ class InfoMaxSuite(PenalisedSuite):
         assert sampled.grads.keys() == self.own_parameters
         assert all(np.abs(grad).max() > 0 for grad in sampled.grads.values())
 
-    @in_both("negatives", ["shift", "all"], quick=["shift"])
+    @in_both("negatives", ["shift", "all"], quick=[])
     def test_the_best_critic_finds_the_mutual_information(self, negatives: str) -> None:
         correlation, num, alpha = 0.8, 4000, 2.0
         information = -0.5 * math.log(1 - correlation**2)
@@ -183,6 +183,7 @@ class HamiltonianSuite(ELBOSuite):
         flow = {"persistence": 1.0, "precondition": precondition, "learn": False}
         self.check_weights(self.elbo(3, 0.2, **flow))
 
+    @slow_in_numpyro
     def test_the_bound_rises_with_the_steps(self) -> None:
         """From a guide twice too wide; the log weights are quadratic in the noise."""
         self.check_rise(
@@ -194,15 +195,18 @@ class HamiltonianSuite(ELBOSuite):
         return (1, 4, 16) if self.half.compiles else (1, 2, 4, 8, 16)
 
     def check_weights(self, elbo: Any) -> None:
-        points, weights = hermite_grid(9)
-        log_ratios = []
-        for is_positive in (False, True):
+        points, weights = hermite_grid(8)
+
+        def log_ratios(points: np.ndarray, *, is_positive: bool) -> np.ndarray:
             case, evidence = one_datum(self.half, shift=0.3, widening=1.2, is_positive=is_positive)
-            log_ratios.append(-self.half.losses_at(elbo, case, points) - evidence)
-        assert weights @ np.exp(log_ratios[0]) == pytest.approx(1.0, abs=1e-4)
-        assert weights @ log_ratios[0] < -1e-3, "too near to the posterior to tell"
-        # The same problem in unconstrained space.
-        np.testing.assert_allclose(log_ratios[1], log_ratios[0], atol=1e-9)
+            return -self.half.losses_at(elbo, case, points) - evidence
+
+        real = log_ratios(points, is_positive=False)
+        assert weights @ np.exp(real) == pytest.approx(1.0, abs=1e-4)
+        assert weights @ real < -1e-3, "too near to the posterior to tell"
+        # The same problem in unconstrained space, draw by draw.
+        few = slice(None, None, 7)
+        np.testing.assert_allclose(log_ratios(points[few], is_positive=True), real[few], atol=1e-9)
 
     def check_rise(self, flows: Sequence[Any]) -> None:
         case, evidence = one_datum(self.half, widening=2.0)
@@ -237,6 +241,7 @@ class PosteriorPathSuite(HamiltonianSuite):
         schedule = {"path": "posterior", "beta_0": 0.6, "tempering": tempering}
         self.check_weights(self.elbo(3, 0.15, learn=False, **schedule))
 
+    @slow_in_numpyro
     def test_the_bound_rises_with_the_steps(self) -> None:
         """From a guide twice too wide; the log weights are quadratic in the noise."""
         schedule = {"path": "posterior", "beta_0": 0.3}

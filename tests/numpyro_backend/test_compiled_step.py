@@ -71,12 +71,9 @@ OBJECTIVES = {
 }
 
 
-SINGLE = "mmd", "hamiltonian"
-
-
 @pytest.mark.parametrize(
     "name",
-    ["infomax", "mmd over hamiltonian", *(pytest.param(n, marks=pytest.mark.slow) for n in SINGLE)],
+    [pytest.param(n, marks=[] if n == "infomax" else [pytest.mark.slow]) for n in OBJECTIVES],
 )
 def test_a_step_is_traced_and_compiled_once(name: str) -> None:
     svi = SVI(model, guide, numpyro.optim.Adam(1e-3), OBJECTIVES[name]())
@@ -123,6 +120,7 @@ def test_ranks_are_never_promoted(objective: Any) -> None:
         jax.eval_shape(svi.update, jax.eval_shape(svi.init, jax.random.key(0), X), X)
 
 
+@pytest.mark.slow
 def test_run_with_and_without_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
     svi = SVI(model, guide, numpyro.optim.Adam(1e-2), TraceMMD_ELBO(lambd=10.0))
     losses = []

@@ -79,9 +79,6 @@ CRITICS: dict[str, Callable[[], Any]] = {
 }
 
 
-SLOW = pytest.mark.slow
-
-
 def rows(num: int = 6) -> tuple[Array, Array]:
     x, z = np.random.default_rng(0).normal(size=(2, num, 3)).astype("float32")
     return jnp.asarray(x), jnp.asarray(z[:, :2])
@@ -94,10 +91,9 @@ def called(critic: Any, params: Any, x: Array, z: Array) -> Array:
     return critic.apply(params, x, z) if hasattr(critic, "apply") else critic(x, z)
 
 
+QUICK = [("separable", "all"), ("linen", "shift"), ("equinox", "shift")]
 TRAINED = [
-    pytest.param(
-        name, negatives, marks=[] if (negatives == "all") == (name == "separable") else [SLOW]
-    )
+    pytest.param(name, negatives, marks=[] if (name, negatives) in QUICK else [pytest.mark.slow])
     for name in CRITICS
     for negatives in ("shift", "all")
 ]

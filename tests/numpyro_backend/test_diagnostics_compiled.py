@@ -75,6 +75,7 @@ def test_evidence_of_other_parameters_and_other_data() -> None:
     np.testing.assert_allclose(others, (exact(2.0, X), exact(2.0, X[::-1] + 1)))
 
 
+@pytest.mark.slow
 def test_evidence_under_other_settings() -> None:
     """Shapes, numbers of draws, arguments that are no arrays, and what the programs read."""
     program = Conjugate()
@@ -124,7 +125,16 @@ QUESTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-@pytest.mark.parametrize("ask", QUESTIONS.values(), ids=QUESTIONS)
+QUICK = "active_units", "aggregated_posterior", "mmd_test"
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        pytest.param(ask, id=name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name, ask in QUESTIONS.items()
+    ],
+)
 def test_a_question_asked_again_compiles_nothing(ask: Callable[..., Any]) -> None:
     program, key = Conjugate(), jax.random.key(1)
     x = np.linspace(-2.0, 2.0, 12)

@@ -51,6 +51,7 @@ class Doubling(dist.transforms.Transform):
 
 
 @pytest.mark.filterwarnings("ignore:log_evidence")
+@pytest.mark.slow
 def test_the_parameters_of_the_flow_are_used() -> None:
     """Steps of size 0 leave the draws where they are."""
     case = linear_gaussian(HALF)
@@ -102,6 +103,7 @@ def test_a_flow_without_an_inverse() -> None:
     assert_exact(run(HALF, case), exact_evidence())
 
 
+@pytest.mark.slow
 def test_a_global_latent_gives_one_evidence_of_the_data_set() -> None:
     case = programs.hierarchical(num=3)
     x = case.args[0]
@@ -137,8 +139,8 @@ def test_a_guide_that_is_not_factorised_gives_one_evidence() -> None:
     ("features", "num_samples", "chunk_size", "expected"),
     [
         (1, 8, 4, {4}),
-        (1, 9, 4, {3}),
-        (1, 9, None, {9}),
+        pytest.param(1, 9, 4, {3}, marks=pytest.mark.slow),
+        pytest.param(1, 9, None, {9}, marks=pytest.mark.slow),
         (1, 9, 1, set()),
         (10**5, 6, None, {3}),
     ],

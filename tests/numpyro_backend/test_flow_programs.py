@@ -93,6 +93,7 @@ def test_forces_on_and_from_a_scan(sites: Any) -> None:
     np.testing.assert_allclose(np.log(end["w"]), u_1[1:], rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_random_layers_draw_the_same_at_every_step() -> None:
     """Dropout: its mask is one for the whole flow, so that the gradient is the loss's own."""
     case = vae(NUMPYRO)
@@ -172,6 +173,7 @@ def test_a_plate_around_the_refined_guide_is_refused() -> None:
         jax.eval_shape(draws)
 
 
+@pytest.mark.slow
 def test_predictive_moments_are_nearer_to_the_posterior() -> None:
     """A correlated posterior under AutoNormal: the refined guide's covariance is nearer."""
     x = np.array([1.0, 2.0, 0.5])

@@ -42,8 +42,8 @@ def to_torch(tree: Any) -> Any:
     ("schedule", "kind"),
     [
         ("quadratic", "step and dimension"),
-        ("callable", "number"),
-        ("constant", "step"),
+        pytest.param("callable", "number", marks=pytest.mark.slow),
+        pytest.param("constant", "step", marks=pytest.mark.slow),
         ("none", "dimension"),
     ],
 )

@@ -50,8 +50,22 @@ def random_params(critic: Any) -> Any:
     return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape, scale=0.3), shapes)
 
 
-@pytest.mark.parametrize("negatives", SCORERS)
-@pytest.mark.parametrize("family", [ConcatCritic, SeparableCritic, Tempered, Bounded])
+QUICK = [
+    (ConcatCritic, "shift"),
+    (SeparableCritic, "all"),
+    (Tempered, "shift"),
+    (Bounded, "all"),
+]
+SCORED = [
+    pytest.param(
+        family, negatives, marks=[] if (family, negatives) in QUICK else [pytest.mark.slow]
+    )
+    for family in (ConcatCritic, SeparableCritic, Tempered, Bounded)
+    for negatives in SCORERS
+]
+
+
+@pytest.mark.parametrize(("family", "negatives"), SCORED)
 def test_scores_are_the_critics_own(family: Any, negatives: str) -> None:
     critic = family(4, 3, hidden=(6,))
     params = random_params(critic)

@@ -65,7 +65,7 @@ def test_keep_the_dtype_without_rank_promotion(penalised: str, double: bool) -> 
         assert {loss.dtype, *(leaf.dtype for leaf in floats)} == {dtype}
 
 
-@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("double", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_flow_keeps_that_of_the_programs(double: bool) -> None:
     """Of a latent without dims too."""
     seen = set()
@@ -91,6 +91,7 @@ def large() -> Case:
     return vae(NUMPYRO, x=x, batch=100)
 
 
+@pytest.mark.slow
 def test_huge_scores_in_single_precision_stay_finite() -> None:
     def score(params: Any, x: Array, z: Array) -> Array:
         return params["factor"] * jnp.sign(x[:, 0]) * (1 + 1e-3 * jnp.tanh(z[:, 0]))

@@ -101,6 +101,7 @@ def test_svi_trains_the_parameters_of_the_objective(objective: Any) -> None:
 
 
 class TestFlow:
+    @pytest.mark.slow
     def test_is_trained_and_evaluated(self) -> None:
         model, guide, args = programs.vae(num=40, batch=10)
         elbo = TraceHamiltonian_ELBO(3, 0.1, per_step=True, tempering="free", path="posterior")
@@ -135,6 +136,7 @@ class TestFlow:
         flow = {f"flow.{name}" for name in learned}
         assert params.keys() == {"encoder", "scale", "decoder"} | flow
 
+    @pytest.mark.slow
     def test_is_the_refined_guide_under_the_stock_elbo(self) -> None:
         """With NumPyro's own SVI too, whose trace of the refined guide has all parameters."""
         model, guide, args = programs.vae(num=8)

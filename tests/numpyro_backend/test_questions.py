@@ -69,7 +69,7 @@ def test_refuses_one_code_for_all(question: str) -> None:
         ask(question, case)
 
 
-@pytest.mark.parametrize("num_features", [1, 2])
+@pytest.mark.parametrize("num_features", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_kl_of_a_transform_of_all_features(num_features: int) -> None:
     """KL(LogNormal ‖ LogNormal) is that of the normals; a single feature is all there is."""
     locs = np.array([[-2.0, 0.1], [-0.5, 0.0], [0.3, 0.4], [3.0, -0.2]])[:, :num_features]
@@ -127,6 +127,7 @@ class Witness:
         return trained, evaluated
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_share_no_datum() -> None:
     """And masked data are in neither."""
     x, kept = jnp.arange(100.0)[:, None], jnp.arange(100) % 5 != 0

@@ -23,6 +23,7 @@ from tests.objectives.flows import fixed
 pytestmark = pytest.mark.usefixtures("quick_double_precision")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["annealed", "posterior"])
 def test_a_divergence_spoils_no_parameter(path: Path) -> None:
     def model() -> None:

@@ -18,6 +18,7 @@ from tests.numpyro_backend.steps import Params
 pytestmark = pytest.mark.usefixtures("quick_double_precision")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "arrays"), [("annealed", 24), ("posterior", 6)])
 def test_memory_grows_by_latents_where_steps_are_computed_again(path: Path, arrays: int) -> None:
     """The gradient of a VAE (784-256-20, a minibatch of 128): 50 steps against 1.

@@ -76,14 +76,21 @@ def _mixture_prior() -> Programs:
 @pytest.mark.parametrize(
     ("case", "settings", "widths"),
     [
-        (programs.vae(), {}, 3 + 2),
-        (programs.vae(num=20, batch=7), {"data": lambda x: x[:, :1]}, 1 + 2),
-        (programs.sequences(), {"num_particles": 2}, 3 + 2),
-        (programs.hierarchical(), {}, 3 + 1),
-        (programs.nested(), {"sites": "z"}, 3 + 2),
-        (_mixture_prior(), {"base": TraceGraph_ELBO()}, 3 + 2),
+        pytest.param(programs.vae(), {}, 3 + 2, id="plain", marks=pytest.mark.slow),
+        pytest.param(
+            programs.vae(num=20, batch=7), {"data": lambda x: x[:, :1]}, 1 + 2, id="function"
+        ),
+        pytest.param(
+            programs.sequences(),
+            {"num_particles": 2},
+            3 + 2,
+            id="ragged",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(programs.hierarchical(), {}, 3 + 1, id="hierarchical", marks=pytest.mark.slow),
+        pytest.param(programs.nested(), {"sites": "z"}, 3 + 2, id="nested", marks=pytest.mark.slow),
+        pytest.param(_mixture_prior(), {"base": TraceGraph_ELBO()}, 3 + 2, id="mixture prior"),
     ],
-    ids=["plain", "function", "ragged", "hierarchical", "nested", "mixture prior"],
 )
 def test_is_initialised_for_the_rows_of_the_program(
     case: Programs, settings: dict, widths: int
@@ -113,6 +120,7 @@ def test_is_refused_where_its_rows_are_not_known(
         declared(TraceInfoMax_ELBO(Linen(), **settings), case)
 
 
+@pytest.mark.slow
 def test_leaves_the_models_own_draws_as_they_are() -> None:
     def model(x: Array) -> None:
         numpyro.param("weight", lambda rng_key: jax.random.normal(rng_key))

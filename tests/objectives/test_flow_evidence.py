@@ -80,7 +80,7 @@ def test_gamma_poisson(half: Half) -> None:
         assert_evidence(half, Case(model, guide), evidence, fixed(half, 4, tempering=tempering))
 
 
-@in_both("kind", ["AutoNormal", "AutoMultivariateNormal"], quick=["AutoNormal"])
+@in_both("kind", ["AutoNormal", "AutoMultivariateNormal"], quick=[])
 def test_hierarchy_with_an_automatic_guide(half: Half, kind: str) -> None:
     """With a constrained latent: v = exp θ; wider than the posterior, so that weights vary."""
 
@@ -95,6 +95,7 @@ def test_hierarchy_with_an_automatic_guide(half: Half, kind: str) -> None:
     assert_evidence(half, Case(model, guide), HIERARCHY)
 
 
+@slow_in_numpyro
 def test_simplex_support(half: Half) -> None:
     """Unconstrained and constrained values differ in shape: a Dirichlet-multinomial."""
     counts, concentration = np.array([3.0, 1.0, 2.0]), np.array([2.0, 1.0, 1.5])

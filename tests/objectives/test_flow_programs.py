@@ -212,6 +212,7 @@ class TestStacks:
         assert_evidence(half, Case(model, guide), evidence)
 
     @in_pyro
+    @pytest.mark.slow
     def test_crossed_plates(self, half: Half) -> None:
         x = np.random.default_rng(1).normal(size=(3, 2))
 
@@ -233,7 +234,13 @@ class TestStacks:
         assert_evidence(half, case, exact, elbo)
         assert_gradients(half, case, elbo)
 
-    @pytest.mark.parametrize("particles", [VECTORISED, LOOPED], ids=["vectorised", "looped"])
+    @pytest.mark.parametrize(
+        "particles",
+        [
+            pytest.param(VECTORISED, id="vectorised"),
+            pytest.param(LOOPED, id="looped", marks=pytest.mark.slow),
+        ],
+    )
     @in_pyro
     def test_particles_of_nested_plates(self, half: Half, particles: dict[str, Any]) -> None:
         assert_gradients(half, nested(half), flow(half, **particles))
@@ -291,7 +298,7 @@ SCHEDULES = [t + per_step for t in TEMPERINGS for per_step in ("", ", per step")
 
 
 class TestGradients:
-    @in_both("schedule", SCHEDULES, quick=["free, per step"])
+    @in_both("schedule", SCHEDULES, quick=[])
     def test_equal_finite_differences(self, half: Half, schedule: str) -> None:
         tempering, _, per_step = schedule.partition(", ")
         step_size = half.xp.asarray(np.array([[0.1, 0.2]] * 3 if per_step else 0.1))
@@ -333,6 +340,7 @@ class TestGradients:
         assert len(slopes) == 5
 
     @in_numpyro
+    @pytest.mark.slow
     def test_a_step_of_zero_is_the_stock_elbo_over_mapped_particles(self, half: Half) -> None:
         ours, stock = fixed(half, 1, 0.0, tempering="none", **LOOPED), half.infer.Trace_ELBO
         steps = half.steps([ours, stock(**LOOPED)], vae(half))

@@ -64,7 +64,7 @@ class TestLinearGaussian:
 
         return Case(model, guide)
 
-    @in_both("name", TRIALS, quick=["masked, per step", "subsampled", "masked, scaled"])
+    @in_both("name", TRIALS, quick=["masked, per step"])
     def test_steps_and_log_weights_equal_a_loop(self, half: Half, name: str) -> None:
         total, rows, scale = TRIALS[name]
         masked, per_step = "masked" in name, "per step" in name
@@ -163,6 +163,7 @@ def test_a_support_that_depends_on_another_latent(half: Half) -> None:
     np.testing.assert_allclose(end["b"], np.exp(u_a) / (1 + np.exp(-u_b)), rtol=1e-10)
 
 
+@slow_in_numpyro
 def test_prefactors_weight_the_terms(half: Half) -> None:
     """The loss is linear in each prefactor, and the slopes add up to it."""
     factors = [np.ones(6), *(np.ones(6) + np.eye(6)), np.array([0.0, 1, 1, 1, 1, 1])]

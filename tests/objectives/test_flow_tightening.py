@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from tests.halves import Case, GivenArrays, Half
-from tests.objectives.alone import slow_in_numpyro
 from tests.objectives.flows import flow
 
 
-@slow_in_numpyro
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:TraceHamiltonian_ELBO. the flow of")  # on the way to the least
 def test_more_steps_close_the_gap(half: Half) -> None:
     """A normal with correlation 0.9 under a diagonal guide, whose own gap is 0.83 nats.

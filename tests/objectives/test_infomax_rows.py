@@ -10,7 +10,7 @@ import pytest
 
 from tests.elbo_suite import LOOPED, ONE, VECTORISED
 from tests.halves import Case, Half
-from tests.objectives.alone import in_both, in_numpyro
+from tests.objectives.alone import in_both, in_numpyro, slow_in_numpyro
 from tests.objectives.critics import recording
 from tests.objectives.programs import masked
 from tests.refused_programs import one_latent
@@ -44,7 +44,7 @@ def denoising(half: Half, *, batch: int | None = None) -> Case:
 
 
 class TestData:
-    @in_both("batch", [None, 7], quick=[7])
+    @in_both("batch", [None, 7], quick=[])
     def test_a_function_of_the_arguments_goes_with_the_minibatch(
         self, half: Half, batch: int | None
     ) -> None:
@@ -58,6 +58,7 @@ class TestData:
             assert len(x) == (batch or 12) * particles.get("num_particles", 1)
             np.testing.assert_allclose(x[:, :2], z, rtol=0, atol=1e-6)
 
+    @slow_in_numpyro
     def test_a_function_may_give_the_minibatch_itself(self, half: Half) -> None:
         log, minibatch = list[Any](), np.arange(7.0)
         objective = half.library.TraceInfoMax_ELBO(
@@ -171,7 +172,7 @@ def shown(half: Half, case: Case, *, count: int, **settings: Any) -> list[Any]:
 
 
 class TestNegatives:
-    @in_both("batch", [None, 5], quick=[5])
+    @in_both("batch", [None, 5], quick=[None])
     def test_are_codes_of_other_data_of_the_same_particle(
         self, half: Half, batch: int | None
     ) -> None:
@@ -187,6 +188,7 @@ class TestNegatives:
                 assert (x[source, 0] != x[:, 0]).all(), "a negative is another datum's"
                 np.testing.assert_array_equal(particle[source], particle)
 
+    @slow_in_numpyro
     def test_every_other_datum_is_met_equally_often(self, half: Half) -> None:
         offsets = np.zeros(12)
         for (x, own), (_, other) in shown(half, scattered(half), count=300):

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from tests.halves import Case, Half
-from tests.objectives.alone import slow_in_numpyro
 from tests.shared_programs import critic, vae
 
 
@@ -50,7 +49,7 @@ def best_information(alpha: float) -> float:
 
 
 @pytest.mark.filterwarnings("ignore:TraceInfoMax_ELBO estimates mutual information")
-@slow_in_numpyro
+@pytest.mark.slow
 def test_alpha_raises_the_true_information_to_where_the_objective_is_best(half: Half) -> None:
     """Standard normal data, so that I = ½ log(1 + a²/s²), which the critic comes to know."""
     x = np.random.default_rng(1).normal(size=4000)

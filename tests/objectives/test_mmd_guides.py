@@ -28,6 +28,7 @@ def automatic(half: Half, kind: str, **settings: Any) -> Case:
     return case._replace(guide=half.auto(kind, case.model, *case.args, **settings))
 
 
+@slow_in_numpyro
 def test_a_point_mass_guide_without_kl(half: Half) -> None:
     """The deterministic encoder of a WAE: α=1 removes the KL."""
     x = np.random.default_rng(1).normal(size=(30, 3))
@@ -54,7 +55,7 @@ def test_auto_normal(half: Half) -> None:
     assert averages_to(half.penalties(sampled, case, count=100), exact)
 
 
-@in_both("sites", [None, "z"], quick=["z"])
+@in_both("sites", [None, "z"], quick=[])
 def test_auto_normal_kl_is_reweighted_whole(half: Half, sites: str | None) -> None:
     log: list[Any] = []
     case = vae(half)
@@ -85,11 +86,13 @@ def test_latents_of_any_autoguide_are_penalised(half: Half, kind: str) -> None:
     assert half.penalties(objective, automatic(half, kind), count=2).min() > 0
 
 
+@slow_in_numpyro
 def test_trains_a_point_mass(half: Half) -> None:
     objective = half.library.TraceMMD_ELBO(1.0, 10.0)
     assert np.isfinite(half.trained(objective, automatic(half, "AutoDelta"), steps=3).losses).all()
 
 
+@slow_in_numpyro
 def test_a_denoising_model(half: Half) -> None:
     """Its data by name, as a keyword."""
 
@@ -111,6 +114,7 @@ def test_a_denoising_model(half: Half) -> None:
     assert losses[-10:].sum() < losses[:10].sum()
 
 
+@slow_in_numpyro
 def test_default_base_samples_the_kl_where_the_order_differs(half: Half) -> None:
     x = half.xp.asarray(np.arange(4.0))
 
@@ -144,7 +148,9 @@ def test_reproduces_the_stock_elbo_under_a_guide_with_latents_of_its_own(half: H
 
 
 @in_numpyro
-@pytest.mark.parametrize("base", ["TraceGraph_ELBO", "RenyiELBO"])
+@pytest.mark.parametrize(
+    "base", ["TraceGraph_ELBO", pytest.param("RenyiELBO", marks=pytest.mark.slow)]
+)
 def test_reproduces_a_base_that_has_one_particle(half: Half, base: str) -> None:
     ours, stock = (getattr(half.infer, base)(num_particles=1) for _ in range(2))
     steps = half.steps([neutral(half, base=ours), stock], vae(half))
@@ -164,6 +170,7 @@ def test_a_guide_without_plates(half: Half) -> None:
     assert value == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.slow
 @in_numpyro
 def test_discrete_latents_are_left_to_a_base_that_knows_them(half: Half) -> None:
     def model(x: Any) -> None:
@@ -184,6 +191,7 @@ def test_discrete_latents_are_left_to_a_base_that_knows_them(half: Half) -> None
     assert not math.isclose(params["p"], 0.4)
 
 
+@slow_in_numpyro
 def test_the_penalty_moves_the_aggregated_posterior_to_the_prior(half: Half) -> None:
     x = 4 + np.random.default_rng(1).normal(size=(20, 3))
 

@@ -42,7 +42,7 @@ def standard_normal(half: Half, num: int, loc: Callable[[], Any]) -> Case:
 class TestUnbiased:
     """Where the guide draws from the prior, the penalty averages to 0."""
 
-    @in_both("name", EXACT, quick=["two latents"])
+    @in_both("name", EXACT, quick=[])
     def test_exact_conditional_prior(self, half: Half, name: str) -> None:
         program, particles = EXACT[name]
         for kw in [particles] if half.compiles else [ONE, LOOPED, VECTORISED]:
@@ -71,6 +71,7 @@ class TestUnbiased:
         assert len(codes) == 12 * particles
         assert not np.isin(codes, prior).any()
 
+    @slow_in_numpyro
     def test_the_prior_is_drawn_for_the_same_minibatch(self, half: Half) -> None:
         """Guide and prior are all but the same points, so that even the biased MMD² is 0."""
         x = half.xp.asarray(np.random.default_rng(1).normal(size=200))

@@ -79,6 +79,7 @@ class TestFormula:
 
 
 class TestEstimators:
+    @slow_in_numpyro
     def test_closed_form_has_no_noise_and_unbiased_is_of_infinitely_many_data(
         self, half: Half
     ) -> None:
@@ -98,6 +99,7 @@ class TestEstimators:
             pooled = elbo(0.0, 2.0, estimator="closed_form", **particles)
             assert half.penalty(pooled, case) == pytest.approx(first, rel=1e-9)
 
+    @slow_in_numpyro
     def test_biased_is_not_negative(self, half: Half) -> None:
         kernel = half.library.kernels.IMQ()
         objective = half.library.TraceMMD_ELBO(0.0, 2.0, kernel, estimator="biased")
@@ -151,7 +153,7 @@ class TestGroups:
         assert both == pytest.approx(outer + inner, rel=1e-9)
         assert min(abs(outer), abs(inner)) > 1e-3
 
-    @in_both("name", ["nested", "ragged"], quick=["ragged"])
+    @in_both("name", ["nested", "ragged"], quick=[])
     def test_gradients_are_finite(self, half: Half, name: str) -> None:
         particles = [VECTORISED] if half.compiles else [ONE, LOOPED, VECTORISED]
         elbos = [half.library.TraceMMD_ELBO(0.5, 10.0, **kw) for kw in particles]

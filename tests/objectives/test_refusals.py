@@ -9,7 +9,7 @@ import pytest
 
 from tests.elbo_suite import says
 from tests.halves import Case, Half
-from tests.objectives.alone import in_numpyro, in_pyro
+from tests.objectives.alone import in_numpyro, in_pyro, slow_in_numpyro
 from tests.objectives.flows import fixed
 from tests.objectives.programs import two_latents
 from tests.shared_programs import X, critic, vae
@@ -67,6 +67,7 @@ class TestPenalised:
         objective = half.library.TraceMMD_ELBO(estimator="closed_form")
         refuses(half, objective, Case(model, guide), match)
 
+    @slow_in_numpyro
     def test_one_density_for_several_latents_cannot_be_reweighted(self, half: Half) -> None:
         case = automatic(half, "AutoMultivariateNormal", two_latents(half))
         half.evaluate(half.library.TraceMMD_ELBO(0.0), case)

@@ -45,6 +45,7 @@ def test_sees_the_rows(half: Half, objective: Callable[..., Any], name: str) -> 
     np.testing.assert_array_equal(weights, np.tile(MASK, draws))
 
 
+@slow_in_numpyro
 def test_adds_its_weight_of_what_it_gives(half: Half, objective: Callable[..., Any]) -> None:
     """It knows the size of the data set, and of the minibatch."""
     base = half.infer.Trace_ELBO()
