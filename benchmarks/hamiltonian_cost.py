@@ -71,7 +71,7 @@ def objective(num_steps: int) -> ELBO:
     if num_steps == 0:
         return Trace_ELBO()
     name = f"hamiltonian_{num_steps}"
-    return TraceHamiltonian_ELBO(num_steps, 0.05, checkpoint=True, name=name)
+    return TraceHamiltonian_ELBO(num_steps, 0.05, path="posterior", checkpoint=True, name=name)
 
 
 def training_step(svi: type[SVI] | type[CompiledSVI], num_steps: int, size: Size) -> Step:
