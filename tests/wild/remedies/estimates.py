@@ -299,7 +299,7 @@ def _undeclared(half: Asking, make: Callable[[], Any]) -> Sequence[Action]:
     )
 
 
-@follows("that svi.init did not declare", only="numpyro")
+@follows("that svi.init did not declare", only="numpyro", quick=())
 def undeclared_step_size(half: Asking) -> Sequence[Action]:
     return _undeclared(half, lambda: half.library.TraceHamiltonian_ELBO(2))
 
@@ -383,7 +383,7 @@ def earlier_critic_in_numpyro(half: Asking) -> Sequence[Action]:
     return _continued(half, *elbos)
 
 
-@follows("give this objective another name, or initialise them anew", only="numpyro")
+@follows("give this objective another name, or initialise them anew", only="numpyro", quick=())
 def earlier_flow_in_numpyro(half: Asking) -> Sequence[Action]:
     hamiltonian = half.library.TraceHamiltonian_ELBO
     return _continued(
