@@ -126,7 +126,10 @@ class TestDrawnMeans:
 
     @pytest.mark.parametrize(
         ("half", "name"),
-        [("pyro", "laplace"), ("numpyro", "multivariate normal")],
+        [
+            ("pyro", "laplace"),
+            pytest.param("numpyro", "multivariate normal", marks=pytest.mark.slow),
+        ],
         indirect=["half"],
     )
     def test_knows_its_error(self, half: Asking, name: str) -> None:
@@ -146,7 +149,9 @@ class TestDrawnMeans:
         assert abs(units.variance[1]) < 4 * units.standard_error[1]
 
     @pytest.mark.parametrize(
-        ("half", "automatic"), [("pyro", True), ("numpyro", False)], indirect=["half"]
+        ("half", "automatic"),
+        [("pyro", True), pytest.param("numpyro", False, marks=pytest.mark.slow)],
+        indirect=["half"],
     )
     def test_the_mean_is_that_of_the_latent_itself(self, half: Asking, automatic: bool) -> None:
         """A normal seen through exp: E[z] = exp(m + s² / 2), not m."""
