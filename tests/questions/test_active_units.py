@@ -11,7 +11,7 @@ import pytest
 
 from pyro_infovae._core.dimensions import ask_active_units
 from tests.halves import Case
-from tests.questions.asking import Asking, data
+from tests.questions.asking import Asking, data, slow_in_numpyro
 from tests.questions.programs import WEIGHT, in_plate, pair, two_latents, vae
 from tests.questions.runs import runs_of_arrays
 
@@ -59,6 +59,7 @@ class TestKnownMeans:
         assert (units.num_active, units.num_data) == (1, 5)
         assert units.dimensions == ("z[0]", "z[1]")
 
+    @slow_in_numpyro
     def test_of_minibatches_in_single_precision(self, half: Asking) -> None:
         with half.single_precision():
             units = half.ask("active_units", vae(half, batch=5))

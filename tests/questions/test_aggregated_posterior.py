@@ -96,10 +96,10 @@ class TestValues:
     )
     def test_of_a_mixture(self, half: Asking, batch: int | None) -> None:
         """A minibatch plate is run over all its minibatches, and no datum counts twice."""
-        report = half.ask("aggregated_posterior", mixture(half, batch=batch), num_samples=500)
+        report = half.ask("aggregated_posterior", mixture(half, batch=batch), num_samples=300)
         assert_agree(report, by_quadrature(LOCS, SCALES), num_data=5)
         assert report.kl == pytest.approx(report.mutual_information + report.marginal_kl)
-        errors = standard_errors(LOCS, SCALES, num_samples=500)
+        errors = standard_errors(LOCS, SCALES, num_samples=300)
         got = report.mutual_information_error, report.kl_error, report.marginal_kl_error
         assert got == pytest.approx(errors, rel=0.1)
 
@@ -156,7 +156,7 @@ class TestValues:
             for ratio in (log_q - log_mixture, log_q - log_p, log_mixture - log_p)
         )
         case = Case(program(0 * locs, 1.0), program(locs, 0.6))
-        report = half.ask("aggregated_posterior", case, num_samples=400)
+        report = half.ask("aggregated_posterior", case, num_samples=250)
         assert_agree(report, expected, num_data=6)
 
     @slow_in_numpyro

@@ -97,7 +97,7 @@ class TestMutualInformation:
         error = math.sqrt((1 - report.estimate**2) / 19)
         assert report.standard_error == pytest.approx(error, rel=1e-6)
 
-    @slow_in_numpyro
+    @pytest.mark.slow
     def test_minibatches_with_too_few_rows_of_a_part_are_left_out(self, half: Asking) -> None:
         """Of 3 rows at random, 2 or more are held out in half the minibatches."""
         case = correlated(half, data(1000, 1), information=0.3, batch=3)
@@ -120,6 +120,7 @@ class TestMutualInformation:
         assert half.ask("aggregated_posterior", case).mutual_information > 3.0
         assert report.estimate < 4 * report.standard_error
 
+    @pytest.mark.slow
     @in_numpyro
     def test_batches_that_are_not_full_change_nothing(self, half: Asking) -> None:
         """Two data are in no batch of 3 rows alone: the estimate is that of pairs."""

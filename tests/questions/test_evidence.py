@@ -83,6 +83,7 @@ class TestRows:
 
 
 class TestPlates:
+    @slow_in_numpyro
     def test_inner_plates_are_summed_out(self, half: Asking) -> None:
         """Groups of items: outer_g ~ N(0, 1), z_ig ~ N(outer_g, 1), x_ig ~ N(z_ig, 1)."""
         x = data(3, 4)

@@ -118,6 +118,7 @@ class TestArguments:
         found = run(half, normals(half), num_samples=7, chunk_size=3)
         assert len(np.unique(found.posterior["z"].values)) == 7 * 12
 
+    @slow_in_numpyro
     def test_parameters_rows_and_keyword_arguments_reach_the_programs(self, half: Asking) -> None:
         rows = np.array([7, 2, 5])
 
