@@ -63,8 +63,15 @@ def arrays(seed: int, *, scales: bool, weighted: bool) -> list[np.ndarray]:
 
 
 @pytest.mark.usefixtures("jax_active")
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("make", [estimates, closed_forms])
+@pytest.mark.parametrize(
+    ("make", "weighted"),
+    [
+        (estimates, False),
+        pytest.param(estimates, True, marks=pytest.mark.slow),
+        pytest.param(closed_forms, False, marks=pytest.mark.slow),
+        (closed_forms, True),
+    ],
+)
 def test_value_and_gradients_of_jax_equal_torchs(make: Any, weighted: bool) -> None:
     samples = [arrays(seed, scales=make is closed_forms, weighted=weighted) for seed in range(10)]
     got, want = (each.differentiate(make(each, weighted), *samples) for each in (JAX, TORCH))
@@ -72,13 +79,15 @@ def test_value_and_gradients_of_jax_equal_torchs(make: Any, weighted: bool) -> N
 
 
 @pytest.mark.usefixtures("jax_active")
-@pytest.mark.parametrize("closed_form", [False, True])
 @pytest.mark.parametrize(
-    ("block_rows", "periods"),
+    ("block_rows", "periods", "closed_form"),
     [
-        (6, Periods()),
-        pytest.param(4, Periods(3, 3, 3), marks=pytest.mark.slow),
-        (4, Periods(3, 3, 3, 0.4)),
+        (6, Periods(), False),
+        pytest.param(6, Periods(), True, marks=pytest.mark.slow),
+        pytest.param(4, Periods(3, 3, 3), False, marks=pytest.mark.slow),
+        pytest.param(4, Periods(3, 3, 3), True, marks=pytest.mark.slow),
+        pytest.param(4, Periods(3, 3, 3, 0.4), False, marks=pytest.mark.slow),
+        (4, Periods(3, 3, 3, 0.4), True),
     ],
 )
 def test_blocks_of_jax_equal_torch(closed_form: bool, block_rows: int, periods: Periods) -> None:

@@ -20,7 +20,13 @@ def test_data_have_the_means_that_the_effects_give_them() -> None:
     assert abs(residual.std() - 0.5) < 4 * 0.5 / math.sqrt(2 * SITES)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "hamiltonian" else [])
+        for name in OBJECTIVES
+    ],
+)
 def test_every_objective_trains_on_minibatches(name: str) -> None:
     data, _ = simulate(0)
     guide = Guide()

@@ -91,7 +91,7 @@ def called(critic: Any, params: Any, x: Array, z: Array) -> Array:
     return critic.apply(params, x, z) if hasattr(critic, "apply") else critic(x, z)
 
 
-QUICK = [("separable", "all"), ("linen", "shift"), ("equinox", "shift")]
+QUICK = [("linen", "shift"), ("equinox", "all")]
 TRAINED = [
     pytest.param(name, negatives, marks=[] if (name, negatives) in QUICK else [pytest.mark.slow])
     for name in CRITICS

@@ -177,7 +177,16 @@ class TestCompiledSVI:
                 losses.append(svi.step(data()))
         return losses
 
-    @pytest.mark.parametrize("name", ["unbiased", "closed form", "InfoMax", "MMD of Hamiltonian"])
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "unbiased",
+            *(
+                pytest.param(name, marks=pytest.mark.slow)
+                for name in ("closed form", "InfoMax", "MMD of Hamiltonian")
+            ),
+        ],
+    )
     def test_takes_the_steps_of_svi_under_autocast(self, name: str) -> None:
         modes = [torch.bfloat16] * 4
         expected = self.losses(SVI, OBJECTIVES[name], modes)
@@ -190,6 +199,7 @@ class TestCompiledSVI:
         expected = self.losses(SVI, TraceMMD_ELBO, modes)
         assert self.losses(CompiledSVI, TraceMMD_ELBO, modes) == pytest.approx(expected, rel=1e-6)
 
+    @pytest.mark.slow
     def test_adds_up_the_gradients_of_several_runs_in_full_precision(self) -> None:
         """Where autocast keeps the cast of a weight, SVI adds up its gradients in bfloat16."""
         objective = partial(TraceMMD_ELBO, num_particles=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -92,24 +93,28 @@ OBJECTIVES_OF_ENUMERATED: dict[str, Callable[[], ELBO]] = {
     "InfoMax of enumerated": lambda: TraceInfoMax_ELBO(critic(1, 1), 0.7, base=ENUMERATED()),
 }
 
-QUICK_OF_ENUMERATED = {
-    in_guide: ("MMD of several particles", "InfoMax of enumerated"),
-    in_model: ("several particles", "MMD"),
-}
+TRIALS = [
+    *((program, "unbiased") for program in (vae, covariate_prior, hierarchical)),
+    *itertools.product([learned_prior], OBJECTIVES),
+    *itertools.product([in_guide, in_model], OBJECTIVES_OF_ENUMERATED),
+    (impossible_values, "alone"),
+]
+QUICK = [
+    (hierarchical, "unbiased"),
+    (learned_prior, "Trace"),
+    (learned_prior, "vectorised"),
+    (learned_prior, "unbiased"),
+    (learned_prior, "InfoMax"),
+    (learned_prior, "MMD of Hamiltonian"),
+    (in_guide, "InfoMax of enumerated"),
+    (in_model, "several particles"),
+    (impossible_values, "alone"),
+]
 
 
 @pytest.mark.parametrize(
     ("program", "objective"),
-    [
-        *((program, "unbiased") for program in (vae, covariate_prior, hierarchical)),
-        *((learned_prior, objective) for objective in OBJECTIVES),
-        *(
-            pytest.param(program, name, marks=[] if name in quick else [pytest.mark.slow])
-            for program, quick in QUICK_OF_ENUMERATED.items()
-            for name in OBJECTIVES_OF_ENUMERATED
-        ),
-        (impossible_values, "alone"),
-    ],
+    [pytest.param(*trial, marks=[] if trial in QUICK else [pytest.mark.slow]) for trial in TRIALS],
 )
 @like_svi
 def test_every_program_and_objective(
@@ -132,7 +137,10 @@ def test_every_program_and_objective(
     return losses
 
 
-@pytest.mark.parametrize("objective", ["TraceMeanField", "unbiased", "Hamiltonian"])
+@pytest.mark.parametrize(
+    "objective",
+    ["TraceMeanField", "unbiased", pytest.param("Hamiltonian", marks=pytest.mark.slow)],
+)
 @like_svi
 def test_gradients_reach_hooks_as_they_do_in_backward(svi: type, objective: str) -> Any:
     model, guide, args = learned_prior()
@@ -151,6 +159,7 @@ def test_gradients_reach_hooks_as_they_do_in_backward(svi: type, objective: str)
 
 
 @like_svi
+@pytest.mark.slow
 def test_a_flow_that_draws_random_numbers(svi: type) -> Any:
     net = Net()
     net.decoder = nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.5))
@@ -174,7 +183,9 @@ def test_tensor_weights_of_every_objective_mean_what_numbers_do() -> None:
         torch.testing.assert_close(*losses)
 
 
-@pytest.mark.parametrize("guide", [AutoNormal, AutoMultivariateNormal])
+@pytest.mark.parametrize(
+    "guide", [AutoNormal, pytest.param(AutoMultivariateNormal, marks=pytest.mark.slow)]
+)
 @like_svi
 def test_guides_that_make_themselves(svi: type, guide: type) -> Any:
     def model(x: Tensor) -> None:

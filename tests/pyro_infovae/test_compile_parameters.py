@@ -66,7 +66,9 @@ def test_parameters_may_be_replaced(svi: type) -> Any:
     [
         lambda: pyro.optim.Adam(lambda name: {"lr": 0.1 if "encoder" in name else 0.01}),
         lambda: pyro.optim.Adam({"lr": 0.01}, clip_args={"clip_norm": 0.5}),
-        lambda: pyro.optim.ClippedAdam({"lr": 0.01, "lrd": 0.9}),
+        pytest.param(
+            lambda: pyro.optim.ClippedAdam({"lr": 0.01, "lrd": 0.9}), marks=pytest.mark.slow
+        ),
         lambda: pyro.optim.ExponentialLR(
             {"optimizer": torch.optim.SGD, "optim_args": {"lr": 0.01}, "gamma": 0.9}
         ),

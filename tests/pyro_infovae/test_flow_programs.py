@@ -37,8 +37,8 @@ def flow(**settings: Any) -> Any:
 @pytest.mark.parametrize(
     "auto",
     [
-        AutoIAFNormal,
-        AutoLowRankMultivariateNormal,
+        pytest.param(AutoIAFNormal, marks=pytest.mark.slow),
+        pytest.param(AutoLowRankMultivariateNormal, marks=pytest.mark.slow),
         lambda model: AutoStructured(
             model, conditionals={"theta": "normal", "z": "normal"}, dependencies={"z": {}}
         ),
@@ -94,6 +94,7 @@ class TestPrediction:
         draws = Predictive(model, guide=refined, num_samples=5, parallel=True)()
         torch.testing.assert_close(draws["twice"], 2 * draws["z"])
 
+    @pytest.mark.slow
     def test_moments_are_nearer_to_the_posterior(self) -> None:
         """A correlated posterior under its best diagonal normal: the covariance is nearer."""
         x = torch.tensor([1.0, 2.0, 0.5])

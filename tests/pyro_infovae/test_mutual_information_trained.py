@@ -6,7 +6,7 @@ from benchmarks.mutual_information import fresh_estimate, train_critic
 
 TOLERANCES = {2.0: 0.25, 4.0: 0.6}
 STEPS = 300
-QUICK = [("nwj", 4.0, True), ("js", 2.0, False), ("infonce", 4.0, False)]
+QUICK = [("nwj", 4.0, True), ("infonce", 4.0, False)]
 CASES = [
     pytest.param(*case, marks=[] if case in QUICK else [pytest.mark.slow])
     for name in ("nwj", "js", "infonce")
@@ -25,7 +25,8 @@ def test_trained_critics_come_near_the_truth_from_below(
     assert mean < truth + 4 * error
 
 
-@pytest.mark.parametrize("cubic", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cubic", [False, True])
 def test_nwj_stays_below_six_nats(cubic: bool) -> None:
     critic = train_critic("nwj", 6.0, cubic=cubic, seed=0, steps=STEPS)
     mean, error = fresh_estimate("nwj", critic, 6.0, cubic=cubic)

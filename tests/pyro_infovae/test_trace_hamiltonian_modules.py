@@ -102,6 +102,7 @@ def test_minibatches_of_a_data_loader() -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_many_steps_hold_no_memory() -> None:
     svi = SVI(Decoder(), Encoder(), pyro.optim.Adam({"lr": 1e-3}), loss=flow())
     x = programs.data(16)

@@ -11,7 +11,7 @@ import pytest
 
 from pyro_infovae._core.dimensions import ask_active_units
 from tests.halves import Case
-from tests.questions.asking import Asking, data
+from tests.questions.asking import Asking, data, slow_in_numpyro
 from tests.questions.programs import WEIGHT, in_plate, pair, two_latents, vae
 from tests.questions.runs import runs_of_arrays
 
@@ -59,6 +59,7 @@ class TestKnownMeans:
         assert (units.num_active, units.num_data) == (1, 5)
         assert units.dimensions == ("z[0]", "z[1]")
 
+    @slow_in_numpyro
     def test_of_minibatches_in_single_precision(self, half: Asking) -> None:
         with half.single_precision():
             units = half.ask("active_units", vae(half, batch=5))
@@ -126,7 +127,10 @@ class TestDrawnMeans:
 
     @pytest.mark.parametrize(
         ("half", "name"),
-        [("pyro", "laplace"), ("numpyro", "multivariate normal")],
+        [
+            ("pyro", "laplace"),
+            pytest.param("numpyro", "multivariate normal", marks=pytest.mark.slow),
+        ],
         indirect=["half"],
     )
     def test_knows_its_error(self, half: Asking, name: str) -> None:
@@ -146,7 +150,9 @@ class TestDrawnMeans:
         assert abs(units.variance[1]) < 4 * units.standard_error[1]
 
     @pytest.mark.parametrize(
-        ("half", "automatic"), [("pyro", True), ("numpyro", False)], indirect=["half"]
+        ("half", "automatic"),
+        [("pyro", True), pytest.param("numpyro", False, marks=pytest.mark.slow)],
+        indirect=["half"],
     )
     def test_the_mean_is_that_of_the_latent_itself(self, half: Asking, automatic: bool) -> None:
         """A normal seen through exp: E[z] = exp(m + s² / 2), not m."""

@@ -12,7 +12,7 @@ from scipy.stats import norm
 
 from pyro_infovae._core.information import AggregatedPosterior
 from tests.halves import Case
-from tests.questions.asking import Asking, data
+from tests.questions.asking import Asking, data, slow_in_numpyro
 from tests.questions.programs import (
     correlated,
     in_plate,
@@ -96,19 +96,21 @@ class TestValues:
     )
     def test_of_a_mixture(self, half: Asking, batch: int | None) -> None:
         """A minibatch plate is run over all its minibatches, and no datum counts twice."""
-        report = half.ask("aggregated_posterior", mixture(half, batch=batch), num_samples=500)
+        report = half.ask("aggregated_posterior", mixture(half, batch=batch), num_samples=300)
         assert_agree(report, by_quadrature(LOCS, SCALES), num_data=5)
         assert report.kl == pytest.approx(report.mutual_information + report.marginal_kl)
-        errors = standard_errors(LOCS, SCALES, num_samples=500)
+        errors = standard_errors(LOCS, SCALES, num_samples=300)
         got = report.mutual_information_error, report.kl_error, report.marginal_kl_error
         assert got == pytest.approx(errors, rel=0.1)
 
+    @slow_in_numpyro
     def test_in_single_precision(self, half: Asking) -> None:
         with half.single_precision():
             case = mixture(half, batch=3)
             report = half.ask("aggregated_posterior", case, num_samples=300)
             assert_agree(report, by_quadrature(LOCS, SCALES), num_data=5)
 
+    @slow_in_numpyro
     def test_masked_data_are_no_part_of_it(self, half: Asking) -> None:
         mask = np.array([True, False, True, True, False])
         report = half.ask("aggregated_posterior", mixture(half, mask=mask), num_samples=400)
@@ -121,6 +123,7 @@ class TestValues:
         ]
         assert reports[0] == pytest.approx(reports[1], rel=1e-12)
 
+    @slow_in_numpyro
     def test_of_normal_data(self, half: Asking) -> None:
         """q(z) = p(z), up to the chance in 1000 data, and I = -½ log(1 - ρ²) in each of 2 dims."""
         x = data(1000, 2)
@@ -130,6 +133,7 @@ class TestValues:
         assert report.marginal_kl == pytest.approx(0.0, abs=0.03)
         assert report.marginal_kl_error < 0.005
 
+    @slow_in_numpyro
     def test_of_several_latents_jointly_in_nested_plates(self, half: Asking) -> None:
         """Two independent coordinates of 6 data in plates of 2 x 3: a grid in the plane."""
         locs = np.stack([LOCS[[0, 1, 2, 3, 4, 0]], LOCS[[4, 0, 2, 1, 3, 3]]]).reshape(2, 2, 3)
@@ -152,9 +156,10 @@ class TestValues:
             for ratio in (log_q - log_mixture, log_q - log_p, log_mixture - log_p)
         )
         case = Case(program(0 * locs, 1.0), program(locs, 0.6))
-        report = half.ask("aggregated_posterior", case, num_samples=400)
+        report = half.ask("aggregated_posterior", case, num_samples=250)
         assert_agree(report, expected, num_data=6)
 
+    @slow_in_numpyro
     def test_a_guide_that_draws_in_unconstrained_space(self, half: Asking) -> None:
         """AutoNormal of a positive latent: all terms are those of log z, whose prior is normal."""
         prior = half.dist.LogNormal(half.array(0.0), 1.0)
@@ -164,6 +169,7 @@ class TestValues:
         report = half.ask("aggregated_posterior", case, params=params, num_samples=400)
         assert_agree(report, by_quadrature(LOCS, SCALES), num_data=5)
 
+    @slow_in_numpyro
     def test_a_code_that_tells_all_data_apart(self, half: Asking) -> None:
         report = half.ask("aggregated_posterior", mixture(half, locs=100 * LOCS))
         assert report.mutual_information == pytest.approx(math.log(5), abs=1e-6)

@@ -90,11 +90,13 @@ class TestRanks:
         assert max(calibration.p_values) < 1e-6
         assert (ranks_of(calibration).mean(0) < 20).all(), "24.5 where uniform"
 
+    @slow_in_numpyro
     def test_masked_rows_have_none(self, half: Asking) -> None:
         calibration = calibrate(half, linear(half, mask=np.arange(150) % 3 != 0), X)
         assert ranks_of(calibration).shape == (400, 2)
         assert_uniform(calibration)
 
+    @slow_in_numpyro
     def test_of_the_named_latents_in_single_precision(self, half: Asking) -> None:
         with half.single_precision():
             case = two_latents(half)
@@ -118,6 +120,7 @@ class TestData:
         assert ranks_of(calibration).shape == (600, 2)
         assert_uniform(calibration)
 
+    @slow_in_numpyro
     def test_several_sites_observed(self, half: Asking) -> None:
         """And a deterministic one, which is no data."""
 

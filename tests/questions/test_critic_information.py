@@ -56,7 +56,11 @@ class TestMutualInformation:
 
     @pytest.mark.parametrize(
         ("half", "bound"),
-        [("pyro", bound) for bound in BOUNDS] + [("numpyro", bound) for bound in ("nwj", "js")],
+        [
+            *(("pyro", bound) for bound in BOUNDS),
+            ("numpyro", "nwj"),
+            pytest.param("numpyro", "js", marks=pytest.mark.slow),
+        ],
         indirect=["half"],
     )
     def test_the_best_critic_gives_the_information(self, half: Asking, bound: str) -> None:
@@ -93,6 +97,7 @@ class TestMutualInformation:
         error = math.sqrt((1 - report.estimate**2) / 19)
         assert report.standard_error == pytest.approx(error, rel=1e-6)
 
+    @pytest.mark.slow
     def test_minibatches_with_too_few_rows_of_a_part_are_left_out(self, half: Asking) -> None:
         """Of 3 rows at random, 2 or more are held out in half the minibatches."""
         case = correlated(half, data(1000, 1), information=0.3, batch=3)
@@ -115,6 +120,7 @@ class TestMutualInformation:
         assert half.ask("aggregated_posterior", case).mutual_information > 3.0
         assert report.estimate < 4 * report.standard_error
 
+    @pytest.mark.slow
     @in_numpyro
     def test_batches_that_are_not_full_change_nothing(self, half: Asking) -> None:
         """Two data are in no batch of 3 rows alone: the estimate is that of pairs."""
@@ -160,6 +166,7 @@ class TestMutualInformation:
         assert half.ask("mutual_information", case, **settings) == report
         assert shown == [(5, None)]
 
+    @slow_in_numpyro
     def test_counts_and_constant_features(self, half: Asking) -> None:
         """Integers, and a pixel that is always 0, as the default critic may meet them."""
         x = np.stack([np.arange(200) % 16, np.zeros(200, int)], -1)

@@ -13,7 +13,7 @@ import numpyro_backend._diagnostics.data_runs as in_numpyro
 import pyro_infovae._diagnostics.data_runs as in_pyro
 from pyro_infovae._core.data_runs import DataRuns, first_of_each, minibatches
 from tests.halves import Case
-from tests.questions.asking import Asking, data
+from tests.questions.asking import Asking, data, slow_in_numpyro
 from tests.questions.programs import (
     WEIGHT,
     in_plate,
@@ -85,6 +85,7 @@ class TestDataRuns:
             np.testing.assert_allclose(drawn[:, 0], np.arange(14.0), atol=1e-7)
         assert not (posterior == prior).any()
 
+    @slow_in_numpyro
     def test_repeat_stops_where_nothing_is_random(self, half: Asking) -> None:
         runs = runs_of(half, vae(half, mask=np.arange(12) % 3 != 0))
         assert runs.datum.tolist() == [1, 2, 4, 5, 7, 8, 10, 11]

@@ -56,6 +56,7 @@ def rbf(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 class TestContrasts:
+    @slow_in_numpyro
     def test_are_the_estimator_that_leaves_out_pairs_of_a_datum(self, half: Asking) -> None:
         x, y = half.array(data(9, 2)), half.array(data(9, 2, seed=5))
         expected = half.library.mmd_squared(x, y, half.library.IMQ(), batch_size=9)
@@ -120,6 +121,7 @@ class TestMMDTest:
         assert test.p_value == 1 / 201
         assert (test.num_data, test.num_permutations) == (1500, 200)
 
+    @slow_in_numpyro
     def test_of_the_exact_posterior(self, half: Asking) -> None:
         """And the seed determines all of it."""
         first, second = (half.ask("mmd_test", linear(half, 400)) for _ in range(2))
@@ -130,6 +132,7 @@ class TestMMDTest:
     def test_a_prior_that_depends_on_the_datum(self, half: Asking) -> None:
         assert half.ask("mmd_test", covariate_prior(half, 100)).p_value > 0.01
 
+    @slow_in_numpyro
     def test_at_most_max_data_in_single_precision(self, half: Asking) -> None:
         with half.single_precision():
             case = vae(half, num=13, batch=5)
@@ -168,7 +171,9 @@ def wide(half: Asking, num: int, *, batch: int | None = None, scale: float = 0.1
 
 class TestSuggestedLambd:
     @pytest.mark.parametrize(
-        ("half", "batch"), [("pyro", None), ("pyro", 300), ("numpyro", 300)], indirect=["half"]
+        ("half", "batch"),
+        [("pyro", None), ("pyro", 300), pytest.param("numpyro", 300, marks=pytest.mark.slow)],
+        indirect=["half"],
     )
     def test_of_a_linear_model(self, half: Asking, batch: int | None) -> None:
         """Both terms are known, for x ~ N(0, 3²); the last minibatch is filled from the start."""
@@ -199,6 +204,7 @@ class TestSuggestedLambd:
         share = (with_mmd - without) / abs(suggested.log_likelihood)
         assert share == pytest.approx(0.5, rel=0.2)
 
+    @slow_in_numpyro
     def test_masks_and_scales_count_as_in_the_loss(self, half: Asking) -> None:
         """A scale of 10 on all, and another of a hundredth on a second observation."""
         model, guide = wide(half, 200, scale=1e-6)[:2]

@@ -28,6 +28,7 @@ class TestRows:
         assert_exact(result, exact_evidence())
         assert float(result.total) == pytest.approx(float(result.log_evidence.sum()))
 
+    @slow_in_numpyro
     def test_masked_rows_are_0(self, half: Asking, elbo: Any) -> None:
         mask = np.arange(8) % 3 != 0
         result = run(half, linear_gaussian(half, mask=mask), elbo=elbo)
@@ -38,11 +39,13 @@ class TestRows:
         errors = abs(np.asarray(result.log_evidence) - exact_evidence())
         assert (errors[mask] < 4 * np.asarray(result.standard_error)[mask]).all()
 
+    @slow_in_numpyro
     def test_a_minibatch_has_the_evidence_of_its_rows(self, half: Asking, elbo: Any) -> None:
         rows = np.array([3, 0, 14, 7, 8])
         case = linear_gaussian(half, num=16, total=1000, index=rows)
         assert_exact(run(half, case, elbo=elbo), exact_evidence(16)[rows])
 
+    @slow_in_numpyro
     def test_a_random_minibatch_is_drawn_once(self, half: Asking) -> None:
         """Else each chunk would be of other rows."""
         x = np.linspace(-3.0, 3.0, 20)
@@ -70,6 +73,7 @@ class TestRows:
         case = Case(*(half.scaled(program, 0.2) for program in linear_gaussian(half)[:2]))
         assert_exact(run(half, case), exact_evidence())
 
+    @slow_in_numpyro
     def test_single_precision(self, half: Asking) -> None:
         with half.single_precision():
             result = run(half, linear_gaussian(half), num_samples=1000)
@@ -79,6 +83,7 @@ class TestRows:
 
 
 class TestPlates:
+    @slow_in_numpyro
     def test_inner_plates_are_summed_out(self, half: Asking) -> None:
         """Groups of items: outer_g ~ N(0, 1), z_ig ~ N(outer_g, 1), x_ig ~ N(z_ig, 1)."""
         x = data(3, 4)
@@ -117,6 +122,7 @@ class TestPlates:
         result = run(half, Case(program(True), program(False)), num_samples=100)
         np.testing.assert_array_equal(np.asarray(result.log_evidence) == 0, ~mask)
 
+    @slow_in_numpyro
     def test_sites_without_a_density_are_no_rows_fault(self, half: Asking) -> None:
         case = linear_gaussian(half)
 

@@ -28,6 +28,9 @@ from tests.questions.inference_data import (
 )
 from tests.questions.programs import in_plate
 
+QUICK = "nested", "discrete"
+"""The programs that are compiled in a quick run."""
+
 
 class TestValues:
     def test_a_model_with_known_posterior_and_predictions(self, half: Asking) -> None:
@@ -57,6 +60,7 @@ class TestValues:
             # The variance of a variance of 12 · 4000 normals.
             assert abs(residuals.var() / NOISE**2 - 1) < 5 * (2 / residuals.size) ** 0.5
 
+    @slow_in_numpyro
     def test_covariates_are_seen_by_the_predictions(self, half: Asking) -> None:
         loc = half.array(3 * X)
 
@@ -69,7 +73,17 @@ class TestValues:
         draws = found.prior_predictive["x"].values[0]
         assert np.abs(draws.mean(0) - 3 * X).max() < 5 * (2 / 4000) ** 0.5
 
-    @pytest.mark.parametrize("name", PROGRAMS)
+    @pytest.mark.parametrize(
+        ("half", "name"),
+        [
+            *(("pyro", name) for name in PROGRAMS),
+            *(
+                pytest.param("numpyro", name, marks=[] if name in QUICK else [pytest.mark.slow])
+                for name in PROGRAMS
+            ),
+        ],
+        indirect=["half"],
+    )
     def test_log_likelihoods_are_those_of_the_posterior_draws(
         self, half: Asking, name: str
     ) -> None:
@@ -83,6 +97,7 @@ class TestValues:
 
 
 class TestRefine:
+    @slow_in_numpyro
     def test_draws_are_those_of_the_refined_guide(self, half: Asking) -> None:
         """From a guide at 0 the flow moves half the way to the data, and more."""
         normal = half.dist.Normal(half.array(np.zeros(12)), 1.0)
@@ -105,6 +120,7 @@ class TestArguments:
         found = run(half, normals(half), num_samples=7, chunk_size=3)
         assert len(np.unique(found.posterior["z"].values)) == 7 * 12
 
+    @slow_in_numpyro
     def test_parameters_rows_and_keyword_arguments_reach_the_programs(self, half: Asking) -> None:
         rows = np.array([7, 2, 5])
 
@@ -145,6 +161,7 @@ class TestDims:
         observed = found.observed_data["x"].values
         np.testing.assert_array_equal(observed, data(24).reshape(4, 6, 3))
 
+    @slow_in_numpyro
     def test_a_minibatch(self, half: Asking) -> None:
         """Its indices are the coordinates, its data are observed, in all draws and groups."""
         found = drawn(half, "minibatch")
@@ -155,6 +172,7 @@ class TestDims:
         np.testing.assert_array_equal(found.observed_data["x"].values, data()[index])
         assert len(np.unique(found.posterior["z"].values)) == 4 * 5 * 2
 
+    @slow_in_numpyro
     def test_the_eight_schools(self, half: Asking) -> None:
         """A deterministic site has the dims of its plates, though it was given no event_dim."""
         found = drawn(half, "schools")
@@ -256,6 +274,7 @@ class TestMaskedRows:
         for statistic in ("elpd_loo", "se", "p_loo", "n_data_points"):
             np.testing.assert_allclose(az.loo(found)[statistic], az.loo(reference)[statistic])
 
+    @slow_in_numpyro
     def test_ragged_rows_know_their_place(self, half: Asking) -> None:
         """Of plates (time: 5, data: 4), by their lengths 5, 3, 1, 4."""
         found = drawn(half, "sequences")
@@ -283,6 +302,7 @@ class TestMaskedRows:
         assert found.observed_data.coords["x_row"].values.tolist() == [7, 5]
         assert found.observed_data["x"].values.tolist() == [1.0, 3.0]
 
+    @slow_in_numpyro
     def test_masks_of_some_draws_or_of_all_rows(self, half: Asking) -> None:
         zeros = half.array(np.zeros(3))
 

@@ -134,10 +134,12 @@ class TestSampled:
 
 
 class TestSeveralLatents:
+    @slow_in_numpyro
     def test_conditionals_given_one_another(self, half: Asking) -> None:
         """q is the prior, factor by factor: 0, though the second's location is random."""
         assert not half.ask("kl_by_dimension", two_latents(half)).terms.any()
 
+    @slow_in_numpyro
     def test_drawn_in_another_order(self, half: Asking) -> None:
         """q(b) q(a | b) is p(a) p(b | a): the joint ratio is 1, the conditionals are not equal."""
         zero = half.array(0.0)

@@ -48,6 +48,7 @@ def linear(half: Asking, x: np.ndarray, *, mask: np.ndarray) -> Case:
 
 
 class TestValues:
+    @slow_in_numpyro
     def test_of_an_exact_posterior(self, half: Asking) -> None:
         """Of as many data as the model would draw, moved by 1: all quantities are known.
 

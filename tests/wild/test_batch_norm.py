@@ -59,7 +59,12 @@ def still() -> TraceHamiltonian_ELBO:
 
 
 @pytest.mark.parametrize(
-    ("objective", "kind"), [(still, SVI), (penalised, SVI), (still, CompiledSVI)]
+    ("objective", "kind"),
+    [
+        (still, SVI),
+        (penalised, SVI),
+        pytest.param(still, CompiledSVI, marks=pytest.mark.slow),
+    ],
 )
 def test_a_step_moves_them_as_the_stock_elbos_does(objective: Any, kind: Any) -> None:
     """Without steps the draws are the guide's, and so the statistics those of the stock ELBO."""
@@ -102,6 +107,7 @@ def test_a_diagnostic_leaves_them(diagnostic: Callable[..., Any]) -> None:
         torch.testing.assert_close(now, then, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_numpyros_mutable_state_moves_once() -> None:
     x = jnp.linspace(-1, 1, ROWS)
 

@@ -12,7 +12,7 @@ import pytest
 
 from pyro_infovae.compile import CompiledSVI
 from tests.halves import Case, GivenArrays, Half
-from tests.objectives.alone import in_pyro
+from tests.objectives.alone import in_pyro, slow_in_numpyro
 
 STEEP = np.array([30.0, 0.1, 0.2, 0.3])
 """x ~ Normal(w z², 1) at x = 0: leapfrog steps of 0.3 run off in the first row alone."""
@@ -42,6 +42,7 @@ def log_normal(value: Any, loc: Any, scale: float) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore:TraceHamiltonian_ELBO. the flow of 'z' diverged")
+@slow_in_numpyro
 def test_a_diverged_row_counts_by_the_guides_own_draw(half: Half) -> None:
     """The rest of the step is that of a minibatch without it; its own part is the stock ELBO's."""
     flow = half.library.TraceHamiltonian_ELBO(8, 0.3, path="posterior")
@@ -98,6 +99,7 @@ def test_a_step_with_a_diverged_row_trains_every_parameter(half: Half) -> None:
 
 
 @in_pyro
+@pytest.mark.slow
 def test_a_captured_step_is_pyros_where_a_row_diverges(half: Half) -> None:
     losses = []
     for kind in (pyro.infer.SVI, CompiledSVI):

@@ -25,7 +25,7 @@ from tests.pyro_infovae.half import PYRO
 from tests.wild.fuzzed import N, Spec, Support, program, specs
 
 EXAMPLES = pytest.mark.parametrize(
-    "examples", [pytest.param(30, id="quick"), pytest.param(300, id="all", marks=pytest.mark.slow)]
+    "examples", [pytest.param(10, id="quick"), pytest.param(300, id="all", marks=pytest.mark.slow)]
 )
 MEANT = "Fewer than two rows|mutual information from|a single row|MMD a weight|enumerat|discrete"
 

@@ -9,7 +9,7 @@ import pytest
 from scipy.special import logsumexp
 
 from tests.halves import Case, Half
-from tests.objectives.alone import in_both
+from tests.objectives.alone import in_both, slow_in_numpyro
 from tests.objectives.programs import masked
 from tests.shared_programs import MASK, PARAMS, X, critic
 
@@ -57,6 +57,7 @@ def infonce(half: Half, negatives: str) -> Any:
     return half.library.TraceInfoMax_ELBO(critic(half), **settings)
 
 
+@slow_in_numpyro
 def test_negatives_are_rolled_among_the_rows_that_count(half: Half) -> None:
     case, objective = masked(half, encoded(half), MASK), infonce(half, "shift")
     values = half.penalties(objective, case, count=25) / -12
@@ -70,12 +71,13 @@ def test_negatives_are_rolled_among_the_rows_that_count(half: Half) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Fewer than two rows")
+@slow_in_numpyro
 def test_one_row_that_counts_tells_nothing(half: Half) -> None:
     case, objective = masked(half, encoded(half), np.arange(12) == 5), infonce(half, "shift")
     assert half.penalty(objective, case) == pytest.approx(0.0, abs=1e-12)
 
 
-@in_both("masks", ["rows", "entries"], quick=["rows", "entries"])
+@in_both("masks", ["rows", "entries"], quick=["entries"])
 def test_the_datas_own_mask_is_heeded(half: Half, masks: str) -> None:
     mask = {"rows": MASK} if masks == "rows" else {"entries": ENTRIES}
     kept = np.where(MASK[:, None] if masks == "rows" else ENTRIES, X, 0.0)
@@ -86,7 +88,7 @@ def test_the_datas_own_mask_is_heeded(half: Half, masks: str) -> None:
     assert value == pytest.approx(information(scores, every_other(MASK.sum())), abs=1e-6)
 
 
-@in_both("masks", ["rows", "entries"], quick=["entries"])
+@in_both("masks", ["rows", "entries"], quick=[])
 def test_nan_below_a_mask_never_reaches_the_critic(half: Half, masks: str) -> None:
     mask = {"rows": MASK} if masks == "rows" else {"entries": ENTRIES}
     kept = np.broadcast_to(MASK[:, None] if masks == "rows" else ENTRIES, X.shape)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.halves import Case, Half
 from tests.numpyro_backend.half import NUMPYRO
-from tests.objectives.alone import in_pyro
+from tests.objectives.alone import in_pyro, slow_in_numpyro
 
 X = np.array([[0.5, -1.0], [1.5, 0.2], [0.0, 0.3]])
 
@@ -67,6 +67,7 @@ def programs(half: Half, prior: Any) -> Case:
     return Case(model, guide)
 
 
+@slow_in_numpyro
 def test_the_support_is_the_reals(half: Half) -> None:
     unknown = NumPyroPrior if half is NUMPYRO else PyroPrior
     flow = half.library.TraceHamiltonian_ELBO(2, 0.1, learn=False)

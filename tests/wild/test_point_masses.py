@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.halves import Case, Half
+from tests.objectives.alone import slow_in_numpyro
 
 N = 5
 
@@ -38,6 +39,7 @@ def test_is_refused(half: Half) -> None:
         half.evaluate(elbo, programs(half))
 
 
+@slow_in_numpyro
 def test_the_others_flow(half: Half) -> None:
     still = half.library.TraceHamiltonian_ELBO(2, 0.0, learn=False, sites=["z"])
     moved = half.library.TraceHamiltonian_ELBO(2, 0.1, learn=False, sites=["z"])

@@ -79,6 +79,7 @@ def test_all_data_give_the_bound(half: Half) -> None:
 
 
 @in_numpyro
+@pytest.mark.slow
 def test_a_minibatch_gives_the_bound_of_all_data(half: Half) -> None:
     """NumPyro scales outside the logarithm, and draws the minibatch once for all particles."""
     base, case = half.infer.RenyiELBO(num_particles=5), wide_guide(half, batch=10)

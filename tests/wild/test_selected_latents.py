@@ -15,7 +15,7 @@ from pyro.contrib.easyguide import EasyGuide
 
 from tests import reference
 from tests.halves import Case, Half, NumbersOfShape
-from tests.objectives.alone import in_both, in_numpyro, in_pyro
+from tests.objectives.alone import in_both, in_numpyro, in_pyro, slow_in_numpyro
 
 T, N = 4, 8
 LENGTHS = np.array([4, 3, 1, 4, 2, 3, 4, 2])
@@ -59,6 +59,7 @@ def loop_over_time(half: Half, lengths: np.ndarray) -> Case:
 
 
 class TestLoopOverTime:
+    @slow_in_numpyro
     def test_has_a_group_for_each_mask(self, half: Half) -> None:
         seen = groups(half, loop_over_time(half, LENGTHS))
         assert list(seen) == [f"z{t}" for t in range(T)]
@@ -67,6 +68,7 @@ class TestLoopOverTime:
             np.testing.assert_array_equal(weights, t < LENGTHS)
             assert num_data == N
 
+    @pytest.mark.slow
     def test_its_penalty_is_the_sum_over_time_of_the_rows_that_count(self, half: Half) -> None:
         case, rng = loop_over_time(half, LENGTHS), np.random.default_rng(1)
         elbo = half.library.TraceMMD_ELBO(lambd=3.0, kernel=half.library.RBF(1.0))
@@ -84,6 +86,7 @@ class TestLoopOverTime:
         error = np.hypot(np.std(exact) / np.sqrt(30), penalties.std() / np.sqrt(200))
         assert abs(penalties.mean() - np.mean(exact)) < 4 * error
 
+    @slow_in_numpyro
     def test_a_step_with_a_single_row_has_no_penalty_and_warns(self, half: Half) -> None:
         case = loop_over_time(half, np.array([1, 1, 1, 4, 1, 1, 1, 1]))
         elbo = half.library.TraceMMD_ELBO()
@@ -241,7 +244,15 @@ def with_a_parent(half: Half) -> Case:
     return Case(model, guide)
 
 
-@in_both("sites", ["z 1", "z 4", "t z 4"], quick=["t z 4"])
+@pytest.mark.parametrize(
+    "sites",
+    [
+        pytest.param("z 1", marks=pytest.mark.slow),
+        "z 4",
+        pytest.param("t z 4", marks=pytest.mark.slow),
+    ],
+)
+@slow_in_numpyro
 def test_more_particles_do_not_change_the_penalty(half: Half, sites: str) -> None:
     """The mean over t of the MMD² between N(0, 1.09) and N(t, .09), by quadrature.
 
@@ -276,6 +287,7 @@ def test_vectorised_particles_do_not_change_it_either(half: Half) -> None:
     assert abs(one.mean() - other.mean()) < 4 * error
 
 
+@slow_in_numpyro
 def test_a_minibatch_of_one_row_has_a_biased_penalty(half: Half) -> None:
     case = minibatch(half, 1)
     assert half.penalty(half.library.TraceMMD_ELBO(estimator="biased"), case) > 0

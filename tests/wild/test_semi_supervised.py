@@ -13,7 +13,7 @@ from scipy.special import softmax
 
 from tests.elbo_suite import LOOPED, ONE, VECTORISED, assert_same_step
 from tests.halves import Case, Half
-from tests.objectives.alone import in_both, in_pyro
+from tests.objectives.alone import in_both, in_pyro, slow_in_numpyro
 from tests.objectives.statistics import averages_to
 
 X = np.random.default_rng(0).normal(size=8)
@@ -99,6 +99,7 @@ def expected_penalty() -> float:
     return 8 * (inner - 2 * mean_kernel(q, p))
 
 
+@slow_in_numpyro
 def test_the_prior_is_drawn_in_the_shapes_of_the_scored_run(half: Half) -> None:
     base = enum(half, **VECTORISED)
     objective = half.library.TraceMMD_ELBO(0.0, 2.0, half.library.RBF(1.0), base=base)
@@ -113,7 +114,7 @@ def test_values_that_are_one_hot(half: Half) -> None:
     assert averages_to(half.penalties(objective, case, count=25), expected_penalty())
 
 
-@in_both("name", PARTICLES, quick=["vector"])
+@in_both("name", PARTICLES, quick=["one"])
 def test_without_a_penalty_it_is_the_stock_elbo(half: Half, name: str) -> None:
     particles = PARTICLES[name]
     with pytest.warns(UserWarning, match=r"a weight of alpha \+ lambd - 1 = 0"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.halves import Case, Half
-from tests.objectives.alone import in_pyro
+from tests.objectives.alone import in_both, in_pyro
 
 X = np.linspace(-2.0, 2.0, 6)
 INDEX = np.array([0, 3, 4])
@@ -36,7 +36,7 @@ def scaled(half: Half, case: Case, factor: Any) -> Case:
     return Case(scale(case.model, scale=factor), scale(case.guide, scale=factor))
 
 
-@pytest.mark.parametrize("kind", ["number", "array"])
+@in_both("kind", ["number", "array"], quick=[])
 def test_shared_scale(half: Half, kind: str) -> None:
     case = programs(half, INDEX if kind == "number" else None)
     factor = half.xp.asarray(1 / len(X)) if kind == "array" else 1 / len(X)

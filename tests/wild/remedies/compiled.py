@@ -128,7 +128,7 @@ def argument_with_a_gradient(half: Asking) -> Sequence[Action]:
     )
 
 
-@follows("captures its step for the …th time", only="pyro")
+@follows("captures its step for the …th time", only="pyro", quick=())
 def annealed_number(half: Asking) -> Sequence[Action]:
     def annealed(as_argument: Callable[[float], Any]) -> Action:
         def model(x: Tensor, scale: Any) -> None:

@@ -225,7 +225,7 @@ def chosen_minibatch(half: Asking) -> Sequence[Action]:
     return _chosen(half)
 
 
-@follows("is given some of them by handlers.substitute", only="numpyro")
+@follows("is given some of them by handlers.substitute", only="numpyro", quick=())
 def chosen_minibatch_in_numpyro(half: Asking) -> Sequence[Action]:
     return _chosen(half)
 
@@ -572,7 +572,7 @@ def evidence_of_a_guide_that_observes(half: Asking) -> Sequence[Action]:
     return _observed_by_the_guide(half, poutine.block)
 
 
-@follows("which no weight can count: hide it by handlers.block", only="numpyro")
+@follows("which no weight can count: hide it by handlers.block", only="numpyro", quick=())
 def evidence_of_a_guide_that_observes_in_numpyro(half: Asking) -> Sequence[Action]:
     return _observed_by_the_guide(half, numpyro.handlers.block)
 

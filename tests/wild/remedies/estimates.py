@@ -301,13 +301,13 @@ def _undeclared(half: Asking, make: Callable[[], Any], *, wraps: str) -> Sequenc
     )
 
 
-@follows("or pass elbo.wrap_model(model) as the model", only="numpyro")
+@follows("or pass elbo.wrap_model(model) as the model", only="numpyro", quick=())
 def undeclared_step_size(half: Asking) -> Sequence[Action]:
     elbo = half.library.TraceHamiltonian_ELBO
     return _undeclared(half, lambda: elbo(2, path="posterior"), wraps="model")
 
 
-@follows("or pass elbo.wrap_guide(guide) as the guide", only="numpyro")
+@follows("or pass elbo.wrap_guide(guide) as the guide", only="numpyro", quick=())
 def undeclared_step_size_of_a_base(half: Asking) -> Sequence[Action]:
     elbo = half.library.TraceHamiltonian_ELBO
     return _undeclared(half, lambda: elbo(2), wraps="guide")
@@ -392,7 +392,7 @@ def earlier_critic_in_numpyro(half: Asking) -> Sequence[Action]:
     return _continued(half, *elbos)
 
 
-@follows("give this objective another name, or initialise them anew", only="numpyro")
+@follows("give this objective another name, or initialise them anew", only="numpyro", quick=())
 def earlier_flow_in_numpyro(half: Asking) -> Sequence[Action]:
     hamiltonian = half.library.TraceHamiltonian_ELBO
     return _continued(half, hamiltonian(2), hamiltonian(3), hamiltonian(3, name="other"))

@@ -393,7 +393,7 @@ def renyi_of_a_minibatch(half: Asking) -> Sequence[Action]:
     )
 
 
-@follows("are marked to be enumerated, and the base draws them")
+@follows("are marked to be enumerated, and the base draws them", quick=())
 def base_without_enumeration(half: Asking) -> Sequence[Action]:
     case = test_lost_bases.mixture(half, marked="guide")
     return mmd(half, case), mmd(half, case, base=_enum(half))
