@@ -86,11 +86,16 @@ class AnnealedParameters(PyroModule):
     def _step_size(self, site: str, size: float | Tensor, shape: tuple[int, ...]) -> Tensor:
         key = f"step_size_{site.replace('.', '_')}"
         if not hasattr(self, key):
+            # Where this module has been moved to, if it has.
+            like = self.increment_logits
             with torch.inference_mode(False), torch.no_grad():
-                value = torch.as_tensor(size, dtype=torch.get_default_dtype()).expand(shape)
+                if isinstance(size, Tensor):
+                    value = size.detach().to(like).expand(shape).clone()
+                else:
+                    value = like.new_full(shape, size)
             bound = self.options.max_step_size
             constraint = constraints.positive if bound is None else constraints.interval(0.0, bound)
-            self._add(key, value.clone(), constraint, self.options.learn)
+            self._add(key, value, constraint, self.options.learn)
         value = getattr(self, key)
         if value.shape != shape:
             raise ValueError(
@@ -103,7 +108,6 @@ class AnnealedParameters(PyroModule):
     def _add(
         self, key: str, value: Tensor, constraint: constraints.Constraint, learns: bool
     ) -> None:
-        value = value.to(torch.get_default_dtype())
         if learns:
             setattr(self, key, PyroParam(value, constraint))
         else:

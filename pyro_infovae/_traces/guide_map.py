@@ -89,14 +89,15 @@ class GuideMap:
     def event_dims(self) -> dict[str, int]:
         """How many of the last dims of each position make a row: all to the right of plates."""
         positions, _ = self.start
-        return {name: u.dim() - self._num_row_dims(name) for name, u in positions.items()}
+        return {name: u.dim() - self._num_row_dims(name, u) for name, u in positions.items()}
 
-    def _num_row_dims(self, name: str) -> int:
-        """The number of batch dims up to the last plate."""
+    def _num_row_dims(self, name: str, u: Tensor) -> int:
+        """The number of batch dims up to the last plate; of all, where those after it are empty."""
         site = self.sites[name]
         frames = (*site.plates, *self.initial.outer)
         dims = [frame.dim for frame in frames if frame.dim is not None]
-        return site.batch_dim + 1 + max(dims, default=-site.batch_dim - 1)
+        rows = site.batch_dim + 1 + max(dims, default=-site.batch_dim - 1)
+        return rows if u.shape[rows : site.batch_dim].numel() > 1 else site.batch_dim
 
     @property
     def is_everywhere(self) -> bool:

@@ -36,12 +36,12 @@ def critic() -> ConcatCritic:
 
 
 def diverging() -> ELBO:
-    return TraceHamiltonian_ELBO(60, 40.0, max_step_size=50.0)
+    return TraceHamiltonian_ELBO(60, 40.0, max_step_size=50.0, path="posterior")
 
 
 def unstable() -> ELBO:
     """A flow of which some rows diverge."""
-    return TraceHamiltonian_ELBO(3, 0.4)
+    return TraceHamiltonian_ELBO(3, 0.4, path="posterior")
 
 
 @pytest.mark.parametrize("flow", [diverging, unstable])

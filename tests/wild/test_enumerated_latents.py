@@ -152,7 +152,7 @@ def test_the_mean_weight_is_the_evidence(case: str) -> None:
 
 def test_each_datum_is_moved_by_its_own_mixture() -> None:
     """In a plate, whole or subsampled, each row's force is that of the row by itself."""
-    elbo = TraceHamiltonian_ELBO(2, 0.2, learn=False, max_plate_nesting=1)
+    elbo = TraceHamiltonian_ELBO(2, 0.2, persistence=1.0, learn=False, max_plate_nesting=1)
 
     def ends(x: Tensor, noise: Tensor) -> Tensor:
         numbers = iter([noise[0], noise[1]])
@@ -178,7 +178,7 @@ def test_particles_train_every_parameter() -> None:
     svi = SVI(poutine.scale(gmm, 1 / 3), poutine.scale(locations, 1 / 3), adam(), elbo)
     assert np.isfinite([svi.step(X) for _ in range(3)]).all()
     assert (pyro.param("at") != torch.tensor([-0.8, 1.0])).all()
-    assert float(pyro.param("hamiltonian.step_size").detach()) != pytest.approx(0.1, rel=1e-3)
+    assert ((pyro.param("hamiltonian.step_size_loc") - 0.1).abs() > 1e-4).all()
 
 
 def adam() -> Any:
