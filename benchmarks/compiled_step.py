@@ -151,7 +151,7 @@ def objective_of(name: str, size: Size, *, owner: str) -> ELBO:
     if name == "MMD of seven IMQ kernels":
         return TraceMMD_ELBO(lambd=LAMBDA, kernel=IMQ.wae())
     if name == "Hamiltonian":
-        return TraceHamiltonian_ELBO(NUM_STEPS, 0.05, name=f"hamiltonian_{owner}")
+        return TraceHamiltonian_ELBO(NUM_STEPS, 0.05, path="posterior", name=f"hamiltonian_{owner}")
     critic = ConcatCritic(size.pixels, size.latent, hidden=(size.hidden,))
     return TraceInfoMax_ELBO(critic, name=f"critic_{owner}")
 

@@ -155,7 +155,12 @@ def weighed(problem: Problem, num_steps: int, *, draws: int, training_steps: int
     elbo = None
     if num_steps:
         elbo = TraceHamiltonian_ELBO(
-            num_steps, 0.1, num_particles=16, vectorize_particles=True, max_plate_nesting=1
+            num_steps,
+            0.1,
+            path="posterior",
+            num_particles=16,
+            vectorize_particles=True,
+            max_plate_nesting=1,
         )
         svi = SVI(problem.model, problem.guide, pyro.optim.Adam({"lr": 1e-2}), loss=elbo)
         for _ in range(training_steps):

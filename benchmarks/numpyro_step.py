@@ -61,7 +61,9 @@ def row(objective: str, size: Size, rounds: int) -> Row:
         "ELBO": (TraceMeanField_ELBO(), elbo_loss),
         "MMD": (TraceMMD_ELBO(lambd=LAMBD), mmd_loss),
         "Hamiltonian": (
-            TraceHamiltonian_ELBO(LEAPFROG_STEPS, STEP_SIZE, beta_0=BETA_0),
+            TraceHamiltonian_ELBO(
+                LEAPFROG_STEPS, STEP_SIZE, beta_0=BETA_0, path="posterior", checkpoint=True
+            ),
             hamiltonian_loss,
         ),
     }[objective]

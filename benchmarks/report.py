@@ -20,6 +20,7 @@ Row = dict[str, Cell]
 
 BENCHMARKS = (
     "exact_evidence",
+    "annealed_flow",
     "compiled_step",
     "numpyro_step",
     "mmd_memory",

@@ -36,9 +36,9 @@ OBJECTIVES: dict[str, Callable[[ModuleType, Setting], Any]] = {
     "infomax": lambda b, s: b.TraceInfoMax_ELBO(
         b.ConcatCritic(s.pixels, s.latent_dim, hidden=(64,)), alpha=1.0
     ),
-    "hamiltonian": lambda b, s: b.TraceHamiltonian_ELBO(num_steps=2, step_size=0.05),
+    "hamiltonian": lambda b, s: b.TraceHamiltonian_ELBO(2, 0.05, path="posterior"),
     "mmd+hamiltonian": lambda b, s: b.TraceMMD_ELBO(
-        lambd=100.0, base=b.TraceHamiltonian_ELBO(num_steps=2, step_size=0.05)
+        lambd=100.0, base=b.TraceHamiltonian_ELBO(2, 0.05, path="posterior")
     ),
 }
 

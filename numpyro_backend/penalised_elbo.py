@@ -109,6 +109,15 @@ class PenalisedELBO(Objective):
         wrap = getattr(self.base, "wrap_model", None)
         return model if wrap is None else wrap(model)
 
+    def wrap_guide(self, guide: Program) -> Program:
+        """The guide with the parameters that the base declares, if it has any.
+
+        Args:
+            guide: the guide.
+        """
+        wrap = getattr(self.base, "wrap_guide", None)
+        return guide if wrap is None else wrap(guide)
+
     def evaluate(
         self,
         rng_key: Key[Array, ""],

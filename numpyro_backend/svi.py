@@ -15,8 +15,8 @@ class SVI(numpyro.infer.SVI):
     """:class:`numpyro.infer.SVI` that also trains the parameters of the objective.
 
     NumPyro initialises the parameters that model and guide declare, so those of an objective are
-    declared by ``loss.wrap_model(model)``, which this class calls. For any other objective it is
-    NumPyro's own.
+    declared by ``loss.wrap_model(model)`` and ``loss.wrap_guide(guide)``, which this class calls.
+    For any other objective it is NumPyro's own.
 
     Args:
         model: the model.
@@ -41,7 +41,10 @@ class SVI(numpyro.infer.SVI):
     def __init__(
         self, model: Program, guide: Program, optim: Any, loss: ELBO, **static_kwargs: Any
     ) -> None:
-        wrap = getattr(loss, "wrap_model", None)
-        super().__init__(
-            model if wrap is None else wrap(model), guide, optim, loss, **static_kwargs
-        )
+        programs = _wrapped(loss, "wrap_model", model), _wrapped(loss, "wrap_guide", guide)
+        super().__init__(*programs, optim, loss, **static_kwargs)
+
+
+def _wrapped(loss: ELBO, wrap: str, program: Program) -> Program:
+    wrapped: Program = getattr(loss, wrap, lambda program: program)(program)
+    return wrapped

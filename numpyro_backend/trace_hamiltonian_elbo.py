@@ -3,21 +3,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
+import numpy as np
 from jax import Array
 from jaxtyping import Key
 from numpyro.infer import Trace_ELBO
 
+from numpyro_backend._objectives.annealed_parameters import AnnealedParameters
 from numpyro_backend._objectives.flow_parameters import FlowParameters
+from numpyro_backend._objectives.guide_with_flow import GuideWithFlow, without_flow
 from numpyro_backend._objectives.objective import Objective
+from numpyro_backend._traces.annealed_guide import AnnealedGuide
 from numpyro_backend._traces.refined_guide import RefinedGuide, SiteWeights
 from numpyro_backend.tempering import Tempering
 from pyro_infovae._core import objectives
 from pyro_infovae._core.docstrings import documented
 from pyro_infovae._core.evaluation import Evaluation
+from pyro_infovae._core.flow_options import (
+    AnnealedOptions,
+    InitialStepSize,
+    Path,
+    Precondition,
+    Prefactor,
+    flow_options,
+)
 from pyro_infovae._core.programs import Program, recorded_like, unrecorded
 from pyro_infovae._core.rows import Selection
 
@@ -64,47 +77,76 @@ class TraceHamiltonian_ELBO(Objective):
 
     def __init__(
         self,
-        num_steps: int = 3,
-        step_size: float | Array | Mapping[str, float | Array] = 0.1,
+        num_steps: int = 4,
+        step_size: InitialStepSize | None = None,
         *,
-        beta_0: float = 0.5,
-        tempering: Tempering = "quadratic",
+        path: Path = "annealed",
+        persistence: float | None = None,
+        precondition: Precondition | None = None,
+        beta_0: float | None = None,
+        tempering: Tempering | None = None,
         learn: bool = True,
-        max_step_size: float = 0.5,
-        per_step: bool = False,
+        max_step_size: float | None = None,
+        per_step: bool | None = None,
+        checkpoint: bool = False,
         sites: Iterable[str] | None = None,
-        logp_prefactor: tuple[float, float, float] = (1.0, 1.0, 1.0),
-        logq_prefactor: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        logp_prefactor: Prefactor | None = None,
+        logq_prefactor: Prefactor | None = None,
         name: str = "hamiltonian",
         num_particles: int = 1,
         vectorize_particles: bool | Callable[..., Any] = True,
     ) -> None:
         super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
-        self.flow = FlowParameters(
-            name,
+        options = flow_options(
+            path,
             num_steps=num_steps,
-            step_size=step_size,
+            step_size=_concrete(step_size),
+            persistence=persistence,
+            precondition=precondition,
             beta_0=beta_0,
             tempering=tempering,
             learn=learn,
             max_step_size=max_step_size,
             per_step=per_step,
+            logp_prefactor=logp_prefactor,
+            logq_prefactor=logq_prefactor,
         )
+        self.flow: FlowParameters | AnnealedParameters
+        if isinstance(options, AnnealedOptions):
+            self.flow = AnnealedParameters(name, options)
+        else:
+            self.flow = FlowParameters(name, options)
+        self.checkpoint = checkpoint
         self.sites = Selection.of(type(self).__name__, sites).names
-        self.prefactors = objectives.Prefactors(logp_prefactor, logq_prefactor)
+        self.prefactors = objectives.Prefactors(
+            logp_prefactor or (1.0, 1.0, 1.0), logq_prefactor or (1.0, 1.0, 1.0)
+        )
 
     def wrap_model(self, model: Program) -> Program:
-        """The model with the learned step sizes and temperatures as parameters of its own.
+        """The model, which declares what a flow along the posterior learns.
 
         Args:
             model: the model.
         """
+        flow = self.flow
+        if isinstance(flow, AnnealedParameters):
+            return model
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            self.flow.declare()
+            flow.declare()
             return model(*args, **kwargs)
 
         return wrapped
+
+    def wrap_guide(self, guide: Program) -> Program:
+        """The guide, which declares what an annealed flow of its sites learns.
+
+        Args:
+            guide: the guide.
+        """
+        if isinstance(self.flow, AnnealedParameters):
+            return GuideWithFlow(guide, self.flow, self.sites)
+        return guide
 
     def refine(self, model: Program, guide: Program) -> Program:
         """The guide after the flow: a guide whose draws are nearer to the posterior.
@@ -129,10 +171,9 @@ class TraceHamiltonian_ELBO(Objective):
         **kwargs: Any,
     ) -> Evaluation:
         """Run the guide, move its draw, and score the model there."""
-        self._check_declared(param_map)
         likelihood, prior, _ = self.prefactors.logp
         weighted = SiteWeights(model, observed=likelihood, latent=prior)
-        refined = self._refine(model, guide, self.prefactors, in_training=True)
+        refined = self._refine(model, guide, self.prefactors, declared=param_map.keys())
 
         def single_particle(key: Key[Array, ""]) -> dict[str, Any]:
             stock = Trace_ELBO()
@@ -152,18 +193,38 @@ class TraceHamiltonian_ELBO(Objective):
         guide: Program,
         prefactors: objectives.Prefactors,
         *,
-        in_training: bool = False,
+        declared: Collection[str] | None = None,
     ) -> Program:
-        refined = RefinedGuide(
-            unrecorded(model), unrecorded(guide), self.flow, self.sites, prefactors, in_training
-        )
+        """The guide after the flow, in training with the parameters that were declared."""
+        in_training, flow = declared is not None, self.flow
+        programs = unrecorded(model), without_flow(unrecorded(guide))
+        refined: Program
+        if isinstance(flow, AnnealedParameters):
+            settings = replace(flow, declared=declared)
+            refined = AnnealedGuide(*programs, settings, self.sites, in_training, self.checkpoint)
+        else:
+            if declared is not None:
+                self._check_declared(flow, declared)
+            refined = RefinedGuide(
+                *programs, flow, self.sites, prefactors, in_training, self.checkpoint
+            )
         return recorded_like(guide, refined)
 
-    def _check_declared(self, param_map: dict[str, Any]) -> None:
-        for name in self.flow.learned:
-            if name not in param_map:
+    def _check_declared(self, flow: FlowParameters, declared: Collection[str]) -> None:
+        for name in flow.learned:
+            if name not in declared:
                 raise ValueError(
                     f"{type(self).__name__} has parameters of its own, '{name}', that svi.init did "
                     "not declare: use numpyro_backend.SVI, or pass elbo.wrap_model(model) as the "
                     "model"
                 )
+
+
+def _concrete(step_size: InitialStepSize | None) -> InitialStepSize | None:
+    """With arrays of NumPy, which are checked in a transformation too."""
+    if isinstance(step_size, Mapping):
+        return {
+            site: np.asarray(size) if hasattr(size, "shape") else size
+            for site, size in step_size.items()
+        }
+    return np.asarray(step_size) if hasattr(step_size, "shape") else step_size

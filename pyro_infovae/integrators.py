@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-r"""Pyro's velocity Verlet integrator, differentiable, and chained into a tempered flow."""
+r"""Pyro's velocity Verlet integrator, differentiable, and chained into flows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -11,12 +11,74 @@ from torch import Tensor
 
 from pyro_infovae._core import integrators as _shared
 from pyro_infovae._core.docstrings import documented
-from pyro_infovae._core.integrators import StepSize, scaled, step_size_of, with_globals
+from pyro_infovae._core.integrators import (
+    StepSize,
+    clipped,
+    scaled,
+    step_size_of,
+    with_globals,
+)
 
-__all__ = ["tempered_leapfrog"]
+__all__ = ["annealed_leapfrog", "tempered_leapfrog"]
 
 Sites = dict[str, Tensor]
 PotentialGrad = Callable[[Sites], tuple[Sites, Tensor]]
+Scores = tuple[Sites, Sites, Tensor]
+Gradients = Callable[[Sites], Scores]
+
+
+@documented(_shared.ANNEALED_LEAPFROG)
+def annealed_leapfrog(
+    u: Mapping[str, Float[Tensor, "*shape"]],
+    rho: Mapping[str, Float[Tensor, "*shape"]],
+    gradients: Gradients,
+    inverse_temperatures: Float[Tensor, " num_steps"],
+    persistence: Float[Tensor, " num_steps-1"],
+    noise: Mapping[str, Float[Tensor, " num_steps-1 *shape"]],
+    *,
+    step_size: Mapping[str, Float[Tensor, " num_steps *broadcast"]],
+    event_dims: Mapping[str, int],
+) -> tuple[Sites, Sites, Sites, tuple[Tensor, Tensor]]:
+    r"""Leapfrog steps of Pyro's velocity Verlet along a bridge from a density q to a density p.
+
+    Example:
+        >>> import torch
+        >>> def normals(u):  # p is N(1, 1), and q is N(0, 1)
+        ...     return {"z": 1 - u["z"]}, {"z": -u["z"]}, -0.5 * ((u["z"] - 1) ** 2).sum()
+        >>> u, rho, log_ratio, _ = annealed_leapfrog(
+        ...     {"z": torch.zeros(2)}, {"z": torch.zeros(2)}, normals, torch.tensor([0.5, 1.0]),
+        ...     torch.tensor([0.7]), {"z": torch.zeros(1, 2)},
+        ...     step_size={"z": torch.full((2,), 0.5)}, event_dims={"z": 1})
+        >>> u["z"]
+        tensor([0.2617, 0.2617])
+    """
+    _shared.check_annealed_flow(u, rho, inverse_temperatures, persistence, noise, step_size)
+    position, momentum = dict(u), dict(rho)
+    log_ratio: dict[str, Any] = dict.fromkeys(u, 0.0)
+    columns = {site: size.unbind() for site, size in step_size.items()}
+    etas, refreshed = persistence.unbind(), (1 - persistence**2).sqrt().unbind()
+    scores = gradients(position)
+    first = scores[2]
+    for k, beta in enumerate(inverse_temperatures.unbind()):
+        epsilon = {site: column[k] for site, column in columns.items()}
+        potential = partial(_bridge, gradients, beta, epsilon, event_dims)
+        before = momentum
+        position, momentum, _, scores = _velocity_verlet(
+            position,
+            momentum,
+            potential,
+            kinetic_grad=partial(scaled, epsilon),
+            step_size=1.0,
+            z_grads=_kicks(scores, beta, epsilon, event_dims),
+        )
+        for site, after in momentum.items():
+            log_ratio[site] = log_ratio[site] + 0.5 * (before[site] ** 2 - after**2)
+        if k < len(etas):
+            momentum = {
+                site: etas[k] * after + refreshed[k] * noise[site][k]
+                for site, after in momentum.items()
+            }
+    return position, momentum, log_ratio, (first, scores[2])
 
 
 @documented(_shared.TEMPERED_LEAPFROG)
@@ -81,3 +143,28 @@ def _scaled_gradient(
     """The scaled gradient and, where Pyro carries the energy along, what the next step needs."""
     gradient, energy = potential_grad(z)
     return scaled(epsilon, gradient), (gradient, energy)
+
+
+def _bridge(
+    gradients: Gradients,
+    beta: Tensor,
+    epsilon: Mapping[str, Tensor],
+    event_dims: Mapping[str, int],
+    z: Sites,
+) -> tuple[Sites, Scores]:
+    """The kicks and, where Pyro carries the energy along, what the next step needs."""
+    scores = gradients(z)
+    return _kicks(scores, beta, epsilon, event_dims), scores
+
+
+def _kicks(
+    scores: Scores, beta: Tensor, epsilon: Mapping[str, Tensor], event_dims: Mapping[str, int]
+) -> Sites:
+    """The gradient of a potential on the bridge times the step size."""
+    target, start, _ = scores
+    return {
+        site: clipped(
+            -epsilon[site] * (beta * target[site] + (1 - beta) * start[site]), event_dims[site]
+        )
+        for site in target
+    }

@@ -137,6 +137,11 @@ class PenalisedELBO(Objective):
     def penalty(self, groups: list[Group]) -> Tensor:
         """The penalty in nats: a differentiable scalar."""
 
+    @property
+    def flows(self) -> bool:
+        """Whether there is a flow in the base."""
+        return isinstance(self.base, Objective) and self.base.flows
+
     def evaluate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Evaluation:
         """Evaluate the base on the recorded programs, and add the penalties on their rows."""
         selection = Selection(type(self).__name__, self.sites, self.base.num_particles)

@@ -13,20 +13,29 @@ import torch
 from pyro.infer import Trace_ELBO
 from pyro.infer.elbo import ELBOModule
 from pyro.poutine import Trace
-from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor, nn
 
 from pyro_infovae._arrays.checkpointing import trial
 from pyro_infovae._core import objectives
 from pyro_infovae._core.docstrings import documented
-from pyro_infovae._core.evaluation import Evaluation, Flow
+from pyro_infovae._core.evaluation import Evaluation
+from pyro_infovae._core.flow_options import (
+    ONES,
+    AnnealedOptions,
+    Path,
+    Precondition,
+    Prefactor,
+    flow_options,
+)
 from pyro_infovae._core.programs import Program, recorded_like, unrecorded
 from pyro_infovae._core.rows import Selection
+from pyro_infovae._objectives.annealed_parameters import AnnealedParameters
 from pyro_infovae._objectives.flow_parameters import FlowParameters
+from pyro_infovae._objectives.flow_runs import FlowRuns, finite_rows_of
 from pyro_infovae._objectives.objective import Objective, evaluate_traces
+from pyro_infovae._traces.annealed_guide import AnnealedGuide
 from pyro_infovae._traces.enumeration import enumerated_elbo
-from pyro_infovae._traces.flow import is_enumerated
-from pyro_infovae._traces.recording import FLOWED, is_data
+from pyro_infovae._traces.flow import LastRun, is_enumerated
 from pyro_infovae._traces.refined_guide import RefinedGuide, SiteWeights
 from pyro_infovae._traces.runs import buffers_untouched
 from pyro_infovae.tempering import Tempering
@@ -66,17 +75,21 @@ class TraceHamiltonian_ELBO(Objective, Trace_ELBO):
 
     def __init__(
         self,
-        num_steps: int = 3,
-        step_size: float | Tensor | Mapping[str, float | Tensor] = 0.1,
+        num_steps: int = 4,
+        step_size: float | Tensor | Mapping[str, float | Tensor] | None = None,
         *,
-        beta_0: float = 0.5,
-        tempering: Tempering = "quadratic",
+        path: Path = "annealed",
+        persistence: float | None = None,
+        precondition: Precondition | None = None,
+        beta_0: float | None = None,
+        tempering: Tempering | None = None,
         learn: bool = True,
-        max_step_size: float = 0.5,
-        per_step: bool = False,
+        max_step_size: float | None = None,
+        per_step: bool | None = None,
+        checkpoint: bool = False,
         sites: Iterable[str] | None = None,
-        logp_prefactor: tuple[float, float, float] = (1.0, 1.0, 1.0),
-        logq_prefactor: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        logp_prefactor: Prefactor | None = None,
+        logq_prefactor: Prefactor | None = None,
         name: str = "hamiltonian",
         num_particles: int = 1,
         max_plate_nesting: float = math.inf,
@@ -87,18 +100,33 @@ class TraceHamiltonian_ELBO(Objective, Trace_ELBO):
             max_plate_nesting=max_plate_nesting,
             vectorize_particles=vectorize_particles,
         )
-        self.flow = FlowParameters(
-            name,
+        options = flow_options(
+            path,
             num_steps=num_steps,
             step_size=step_size,
+            persistence=persistence,
+            precondition=precondition,
             beta_0=beta_0,
             tempering=tempering,
             learn=learn,
             max_step_size=max_step_size,
             per_step=per_step,
+            logp_prefactor=logp_prefactor,
+            logq_prefactor=logq_prefactor,
         )
+        self.flow: AnnealedParameters | FlowParameters
+        if isinstance(options, AnnealedOptions):
+            self.flow = AnnealedParameters(name, options)
+        else:
+            self.flow = FlowParameters(name, options)
+        self.checkpoint = checkpoint
         self.sites = Selection.of(type(self).__name__, sites).names
-        self.prefactors = objectives.Prefactors(logp_prefactor, logq_prefactor)
+        self.prefactors = objectives.Prefactors(logp_prefactor or ONES, logq_prefactor or ONES)
+
+    @property
+    def flows(self) -> bool:
+        """Whether there is a flow in it."""
+        return True
 
     def __call__(self, model: nn.Module, guide: nn.Module) -> ELBOModule:
         """Model, guide and flow as one module whose call is the loss."""
@@ -127,19 +155,24 @@ class TraceHamiltonian_ELBO(Objective, Trace_ELBO):
                 self._guess_max_plate_nesting(unrecorded(model), unrecorded(guide), args, kwargs)
         likelihood, prior, _ = self.prefactors.logp
         weighted = SiteWeights(observed=likelihood, latent=prior)(model)
-        refined = self._refine(model, guide, self.prefactors, in_training=True)
-        traces = list(self._get_traces(weighted, refined, args, kwargs))
+        last = self._last_run(model, guide)
+        refined = self._refine(model, guide, self.prefactors, in_training=True, last=last)
+        traces = FlowRuns(self, last).traces(weighted, refined, args, kwargs)
         if any(is_enumerated(model_trace) for model_trace, _ in traces):
             evaluation = _enumerated(traces, self.num_particles)
         else:
             evaluation = evaluate_traces(traces, self.num_particles, analytic=lambda *_: ())
-        return replace(evaluation, finite=_finite_rows(traces))
+        terms = {**evaluation.terms, **self.flow.terms()}
+        return replace(evaluation, terms=terms, finite=finite_rows_of(traces))
 
-    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
-        """The traces of both; what the model enumerates and the guide does not draw is summed."""
-        nesting = int(self.max_plate_nesting) + self.vectorize_particles
-        enumerated = EnumMessenger(first_available_dim=-1 - nesting)(model)
-        return super()._get_trace(enumerated, guide, args, kwargs)
+    def _last_run(self, model: Program, guide: Program) -> LastRun | None:
+        """Takes the run at the end of a flow for the scored one, where no row can end elsewhere."""
+        is_recorded = unrecorded(model) is not model or unrecorded(guide) is not guide
+        ends_elsewhere = self.vectorize_particles or not torch.is_grad_enabled()
+        is_annealed = isinstance(self.flow, AnnealedParameters)
+        if is_annealed and not (self.checkpoint or is_recorded or ends_elsewhere):
+            return LastRun()
+        return None
 
     def _refine(
         self,
@@ -148,16 +181,30 @@ class TraceHamiltonian_ELBO(Objective, Trace_ELBO):
         prefactors: objectives.Prefactors,
         *,
         in_training: bool = False,
+        last: LastRun | None = None,
     ) -> Program:
-        refined = RefinedGuide(
-            unrecorded(model),
-            unrecorded(guide),
-            self.flow,
-            self.sites,
-            prefactors,
-            in_training,
-            self.max_plate_nesting,
-        )
+        programs = unrecorded(model), unrecorded(guide)
+        refined: Program
+        if isinstance(self.flow, AnnealedParameters):
+            refined = AnnealedGuide(
+                *programs,
+                self.flow,
+                self.sites,
+                in_training,
+                self.max_plate_nesting,
+                last,
+                self.checkpoint,
+            )
+        else:
+            refined = RefinedGuide(
+                *programs,
+                self.flow,
+                self.sites,
+                prefactors,
+                in_training,
+                self.max_plate_nesting,
+                self.checkpoint,
+            )
         return recorded_like(guide, refined)
 
 
@@ -169,25 +216,3 @@ def _enumerated(traces: list[tuple[Trace, Trace]], num_particles: int) -> Evalua
         model.pack_tensors(guide.plate_to_symbol)
         total = total + enumerated_elbo(model, guide)
     return Evaluation(torch.as_tensor(-total / num_particles))
-
-
-def _finite_rows(traces: list[tuple[Trace, Trace]]) -> dict[Flow, dict[str, Tensor]]:
-    """By what has to be finite and by site, which rows are, particle after particle."""
-    rows: dict[Flow, dict[str, list[Tensor]]] = {}
-
-    def add(what: Flow, name: str, finite: Tensor) -> None:
-        rows.setdefault(what, {}).setdefault(name, []).append(finite.reshape(-1))
-
-    for model, guide in traces:
-        for name, site in {**guide.nodes, **model.nodes}.items():
-            if site["type"] != "sample":
-                continue
-            add("density", name, site["log_prob"].detach().isfinite())
-            if is_data(site):
-                add("data", name, site["value"].detach().isfinite())
-            for what, finite in site["infer"].get(FLOWED, {}).items():
-                add(what, name, finite)
-    return {
-        what: {name: torch.cat(parts) for name, parts in sites.items()}
-        for what, sites in rows.items()
-    }

@@ -168,7 +168,7 @@ class HamiltonianSuite(ELBOSuite):
         return self.half.infer.Trace_ELBO(**particles)
 
     def neutral(self, **settings: Any) -> Any:
-        return self.elbo(3, 0.0, tempering="none", learn=False, **settings)
+        return self.elbo(3, 0.0, learn=False, **settings)
 
     def typical(self, **settings: Any) -> Any:
         return self.elbo(3, 0.15, **settings)
@@ -177,10 +177,24 @@ class HamiltonianSuite(ELBOSuite):
         # Particles in a loop draw their momenta in between, so the stock ELBO draws others.
         return [kw for kw in super().particles(program) if kw is not LOOPED]
 
-    @in_both("tempering", ["quadratic", "free", "none", "constant"], quick=["free"])
-    def test_the_weights_average_to_the_evidence(self, tempering: str) -> None:
-        """Over the noise of position and momentum, by quadrature."""
-        elbo = self.elbo(3, 0.15, beta_0=0.6, tempering=tempering, learn=False)
+    @in_both("precondition", ["guide", "none"], quick=["guide"])
+    def test_the_weights_average_to_the_evidence(self, precondition: str) -> None:
+        """Without refreshment: over the noise of position and momentum, by quadrature."""
+        flow = {"persistence": 1.0, "precondition": precondition, "learn": False}
+        self.check_weights(self.elbo(3, 0.2, **flow))
+
+    @slow_in_numpyro
+    def test_the_bound_rises_with_the_steps(self) -> None:
+        """From a guide twice too wide; the log weights are quadratic in the noise."""
+        self.check_rise(
+            [self.elbo(k, 0.2, persistence=1.0, learn=False) for k in self.numbers_of_steps]
+        )
+
+    @property
+    def numbers_of_steps(self) -> Sequence[int]:
+        return (1, 4, 16) if self.half.compiles else (1, 2, 4, 8, 16)
+
+    def check_weights(self, elbo: Any) -> None:
         points, weights = hermite_grid(8)
 
         def log_ratios(points: np.ndarray, *, is_positive: bool) -> np.ndarray:
@@ -194,13 +208,9 @@ class HamiltonianSuite(ELBOSuite):
         few = slice(None, None, 7)
         np.testing.assert_allclose(log_ratios(points[few], is_positive=True), real[few], atol=1e-9)
 
-    @slow_in_numpyro
-    def test_the_bound_rises_with_the_steps(self) -> None:
-        """From a guide twice too wide; the log weights are quadratic in the noise."""
+    def check_rise(self, flows: Sequence[Any]) -> None:
         case, evidence = one_datum(self.half, widening=2.0)
         points, weights = hermite_grid(3)
-        steps = (1, 4, 16) if self.half.compiles else (1, 2, 4, 8, 16)
-        flows = (self.elbo(k, 0.22, beta_0=0.3, learn=False) for k in steps)
         elbos = [self.stock(), *flows]
         gaps = [evidence + weights @ self.half.losses_at(elbo, case, points) for elbo in elbos]
         assert gaps[0] == pytest.approx(1.5 - math.log(2.0), rel=1e-9)
@@ -214,6 +224,29 @@ class HamiltonianSuite(ELBOSuite):
     @pytest.mark.parametrize("name", refusals.HAMILTONIAN_PROGRAMS)
     def test_programs_are_refused(self, name: str) -> None:
         self.check_program(refusals.HAMILTONIAN_PROGRAMS[name])
+
+
+class PosteriorPathSuite(HamiltonianSuite):
+    """The same of the path along the posterior, with a momentum that cools."""
+
+    def neutral(self, **settings: Any) -> Any:
+        return self.elbo(3, 0.0, path="posterior", tempering="none", learn=False, **settings)
+
+    def typical(self, **settings: Any) -> Any:
+        return self.elbo(3, 0.15, path="posterior", **settings)
+
+    @in_both("tempering", ["quadratic", "free", "none", "constant"], quick=["free"])
+    def test_the_weights_average_to_the_evidence(self, tempering: str) -> None:
+        """Over the noise of position and momentum, by quadrature."""
+        schedule = {"path": "posterior", "beta_0": 0.6, "tempering": tempering}
+        self.check_weights(self.elbo(3, 0.15, learn=False, **schedule))
+
+    @slow_in_numpyro
+    def test_the_bound_rises_with_the_steps(self) -> None:
+        """From a guide twice too wide; the log weights are quadratic in the noise."""
+        schedule = {"path": "posterior", "beta_0": 0.3}
+        flows = [self.elbo(k, 0.22, learn=False, **schedule) for k in self.numbers_of_steps]
+        self.check_rise(flows)
 
 
 def hermite_grid(num: int) -> tuple[np.ndarray, np.ndarray]:

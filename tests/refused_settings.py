@@ -73,30 +73,72 @@ INFOMAX_SETTINGS = {
     ),
 }
 
+POSTERIOR = {"path": "posterior"}
+
 HAMILTONIAN_SETTINGS = {
     "steps": RefusedSettings(
         {"num_steps": 0}, "Expected num_steps >= 1; got 0", ({"num_steps": 1},)
     ),
+    "path": RefusedSettings(
+        {"path": "tempered"},
+        "Expected path to be 'annealed' or 'posterior'; got 'tempered'",
+        ({"path": "annealed"}, POSTERIOR),
+    ),
+    "persistence": RefusedSettings(
+        {"persistence": 1.5},
+        "Expected 0 <= persistence <= 1; got 1.5",
+        ({"persistence": 0.0}, {"persistence": 1.0}),
+    ),
+    "precondition": RefusedSettings(
+        {"precondition": "mass"},
+        "Expected precondition to be 'guide' or 'none'; got 'mass'",
+        ({"precondition": "guide"}, {"precondition": "none"}),
+    ),
+    "beta_0 of the other path": RefusedSettings(
+        {"beta_0": 0.3},
+        "Expected no beta_0 on path='annealed'; got 0.3: leave it out, or pass path='posterior', "
+        "which has one",
+        ({}, {"beta_0": 0.3, **POSTERIOR}),
+    ),
+    "persistence of the other path": RefusedSettings(
+        {"persistence": 0.3, **POSTERIOR},
+        "Expected no persistence on path='posterior'; got 0.3: leave it out, or pass "
+        "path='annealed', which has one",
+        (POSTERIOR, {"persistence": 0.3, "path": "annealed"}),
+    ),
     "beta_0": RefusedSettings(
-        {"beta_0": 1.5}, "Expected 0 < beta_0 <= 1; got 1.5", ({"beta_0": 1.0},)
+        {"beta_0": 1.5, **POSTERIOR},
+        "Expected 0 < beta_0 <= 1; got 1.5",
+        ({"beta_0": 1.0, **POSTERIOR},),
     ),
     "tempering": RefusedSettings(
-        {"tempering": "linear"},
+        {"tempering": "linear", **POSTERIOR},
         "Expected tempering 'quadratic', 'constant', 'none', in an objective also 'free', or a "
         "callable (beta_0, k, num_steps) -> beta_k; got 'linear' (here, 'free' is "
         "free_inverse_temperatures(factors))",
-        ({"tempering": "free"},),
+        ({"tempering": "free", **POSTERIOR},),
     ),
     "step size too large": RefusedSettings(
-        {"step_size": 0.7},
-        "Expected 0 < step_size < max_step_size=0.5 where it is learned; got 0.7: raise "
+        {"step_size": 0.7, "max_step_size": 0.5},
+        "Expected step_size < max_step_size=0.5 where it is learned; got 0.7: raise "
         "max_step_size, or pass learn=False",
-        ({"step_size": 0.7, "max_step_size": 0.8}, {"step_size": 0.7, "learn": False}),
+        (
+            {"step_size": 0.7, "max_step_size": 0.8},
+            {"step_size": 0.7, "max_step_size": 0.5, "learn": False},
+        ),
+    ),
+    "step size too large for the posterior": RefusedSettings(
+        {"step_size": {"z": 0.7}, **POSTERIOR},
+        "Expected step_size['z'] < max_step_size=0.5 where it is learned; got 0.7: raise "
+        "max_step_size, or pass learn=False",
+        (
+            {"step_size": {"z": 0.7}, "max_step_size": 0.8, **POSTERIOR},
+            {"step_size": {"z": 0.7}, "learn": False, **POSTERIOR},
+        ),
     ),
     "step size of zero": RefusedSettings(
         {"step_size": 0.0},
-        "Expected 0 < step_size < max_step_size=0.5 where it is learned; got 0.0: start "
-        "above 0, or pass learn=False",
+        "Expected step_size > 0 where it is learned; got 0.0: start above 0, or pass learn=False",
         ({"step_size": 1e-3}, {"step_size": 0.0, "learn": False}),
     ),
     "negative step size": RefusedSettings(
@@ -105,13 +147,13 @@ HAMILTONIAN_SETTINGS = {
         ({"step_size": 0.0, "learn": False},),
     ),
     "per step": RefusedSettings(
-        {"step_size": np.full(2, 0.1), "per_step": True},
+        {"num_steps": 3, "step_size": np.full(2, 0.1), "per_step": True},
         "Expected step_size with a leading axis of num_steps=3, one entry per step; got shape (2,)",
         ({"num_steps": 3, "step_size": np.full(3, 0.1), "per_step": True},),
     ),
     "prefactors": RefusedSettings(
-        {"logp_prefactor": (1.0, 1.0)},
+        {"logp_prefactor": (1.0, 1.0), **POSTERIOR},
         "Expected three prefactors; got (1.0, 1.0)",
-        ({"logp_prefactor": (1.0, 1.0, 1.0)},),
+        ({"logp_prefactor": (1.0, 1.0, 1.0), **POSTERIOR},),
     ),
 }

@@ -20,6 +20,7 @@ from benchmarks.report import BENCHMARKS, FOLDER, Report, load, page, save, sect
 SIZE = Size(6, 5, 2)
 SMALLEST: dict[str, dict[str, Any]] = {
     "exact_evidence": {"num_steps": [1], "draws": 500, "training_steps": 2},
+    "annealed_flow": {"seeds": [0], "steps": 2, "draws": 500},
     "compiled_step": {"sizes": [SIZE], "objectives": ["MMD"], "rounds": 2, "inductor": False},
     "numpyro_step": {"sizes": [SIZE], "objectives": ["MMD"], "rounds": 2},
     "mmd_memory": {

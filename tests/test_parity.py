@@ -57,12 +57,14 @@ def infomax(half: Half, program: str) -> list[Any]:
 
 def hamiltonian(half: Half, program: str) -> list[Any]:
     settings: list[dict[str, Any]] = [
-        {"tempering": "free", "per_step": True},
+        {"path": "posterior", "tempering": "free", "per_step": True},
         {},
-        {"tempering": "none", "learn": False},
+        {"path": "posterior"},
+        {"path": "posterior", "tempering": "none", "learn": False},
+        {"precondition": "none", "persistence": 0.0, "per_step": False},
     ]
     if program == "positive":
-        settings = settings[:1]  # the others meet the other programs
+        settings = settings[:2]  # the others meet the other programs
     elbo = half.library.TraceHamiltonian_ELBO
     elbos = [elbo(3, 0.2, **kw) for kw in settings]
     if program == "subsampled":

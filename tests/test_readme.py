@@ -46,7 +46,7 @@ def test_numpyro_block_runs() -> None:
     names: dict[str, Any] = {}
     exec(script.replace("1000, data", "3, data"), names)
     assert names["result"].losses.shape == (3,)
-    assert "hamiltonian.step_size" in names["result"].params
+    assert "hamiltonian.step_size_z" in names["result"].params
     draws = numpyro.infer.Predictive(
         names["model"], guide=names["better_guide"], params=names["result"].params, num_samples=2
     )(jax.random.key(0), names["data"])

@@ -54,6 +54,7 @@ OWN_METHODS = {
     "loss_and_grads",
     "loss_with_mutable_state",
     "wrap_model",
+    "wrap_guide",
     "bind_critic",
 }
 

@@ -13,7 +13,8 @@ from numpyro.distributions import constraints
 from numpyro.distributions.constraints import Constraint
 
 from numpyro_backend._traces.refined_guide import FlowSettings
-from numpyro_backend.tempering import Tempering, free_inverse_temperatures, inverse_temperatures
+from numpyro_backend.tempering import free_inverse_temperatures, inverse_temperatures
+from pyro_infovae._core.flow_options import TemperedOptions
 
 
 class FlowParameters:
@@ -25,37 +26,19 @@ class FlowParameters:
 
     Args:
         name: the name before that of each parameter.
-        num_steps: the number of leapfrog steps K.
-        step_size: the initial step size, for all sites or per site: a number, or an array that
-            broadcasts to the unconstrained site.
-        beta_0: the initial inverse temperature.
-        tempering: the schedule, see :mod:`numpyro_backend.tempering`, or ``"free"``: a factor per
-            step.
-        learn: whether these are learned.
-        max_step_size: the bound of learned step sizes.
-        per_step: whether every step has a step size of its own.
+        options: the settings that they start from.
 
     Raises:
         ValueError: for numbers out of range; when used, for parameters of other shapes under the
             same name.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        num_steps: int,
-        step_size: float | Array | Mapping[str, float | Array],
-        beta_0: float,
-        tempering: Tempering,
-        learn: bool,
-        max_step_size: float,
-        per_step: bool,
-    ) -> None:
+    def __init__(self, name: str, options: TemperedOptions) -> None:
         self.name = name
-        self.num_steps = num_steps
-        self.tempering = tempering
-        self.per_step = per_step
+        self.num_steps = num_steps = options.num_steps
+        self.tempering = tempering = options.tempering
+        self.per_step = options.per_step
+        step_size, beta_0, learn = options.step_size, options.beta_0, options.learn
         self.keys = _keys(step_size)
         self.initial: dict[str, np.ndarray] = {}
         self.constraints: dict[str, Constraint] = {}
@@ -65,7 +48,7 @@ class FlowParameters:
             inverse_temperatures(beta_0, num_steps, tempering)
         for site, key in self.keys.items():
             value = step_size[site] if isinstance(step_size, Mapping) else step_size
-            self._add_step_size(key, np.array(value, float), learn, max_step_size)
+            self._add_step_size(key, np.array(value, float), learn, options.max_step_size)
         self._add_tempering(beta_0, learn)
 
     @property
@@ -106,25 +89,11 @@ class FlowParameters:
         return value
 
     def _add_step_size(self, key: str, value: np.ndarray, learn: bool, maximum: float) -> None:
-        if self.per_step and (value.ndim == 0 or value.shape[0] != self.num_steps):
-            if value.ndim > 0:
-                raise ValueError(
-                    f"Expected {key} with a leading axis of num_steps={self.num_steps}, one entry "
-                    f"per step; got shape {value.shape}"
-                )
+        if self.per_step and value.ndim == 0:
             value = value.repeat(self.num_steps)
-        if not (np.isfinite(value) & (value >= 0)).all():
-            raise ValueError(f"Expected {key} >= 0 and finite; got {value.tolist()}")
         self.initial[key] = value
-        if not learn:
-            return
-        if not ((value > 0) & (value < maximum)).all():
-            remedy = "raise max_step_size" if (value > 0).all() else "start above 0"
-            raise ValueError(
-                f"Expected 0 < {key} < max_step_size={maximum} where it is learned; got "
-                f"{value.tolist()}: {remedy}, or pass learn=False"
-            )
-        self.constraints[key] = constraints.interval(0.0, maximum)
+        if learn:
+            self.constraints[key] = constraints.interval(0.0, maximum)
 
     def _add_tempering(self, beta_0: float, learn: bool) -> None:
         if self.tempering == "free":

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -14,14 +14,13 @@ import numpyro
 from jax import Array
 from jaxtyping import Bool, Float
 from numpyro import handlers
-from numpyro.distributions import biject_to, constraints
-from numpyro.distributions.transforms import Transform
+from numpyro.distributions import Distribution, biject_to, constraints
+from numpyro.distributions.transforms import IdentityTransform, Transform
 from numpyro.distributions.util import scale_and_mask, sum_rightmost
 from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger
 
-from numpyro_backend._arrays.checkpointing import checkpointed_gradient
-from numpyro_backend._traces.recording import Message, joint_mask
+from numpyro_backend._traces.recording import Message, copied, joint_mask
 from pyro_infovae._core.programs import Program
 from pyro_infovae._core.sites import Plate, common_scale, subsample_factor
 
@@ -76,16 +75,16 @@ class LogJoint:
                 guide does not draw, or one that each minibatch would move differently.
         """
         placing = _Placing(
-            self, lambda name, transform, event_dim: _inverse(values[name], transform, event_dim)
+            self, lambda name, transform, event_dim: inverse(values[name], transform, event_dim)
         )
         self._run(placing)
-        for name in values.keys() - placing.constrained.keys():
-            raise ValueError(
-                f"The guide draws '{name}', which is no latent of the model, so that it has no "
-                "posterior to follow: leave it out of the guide or of sites, or mark it "
-                "infer={'is_auxiliary': True} if other latents are computed from it"
-            )
-        self._check_subsampling(placing)
+        _check_placed(values, placing)
+
+        def log_probs(positions: Values) -> dict[str, list[Array]]:
+            return self._score(positions).log_probs_by_plate
+
+        latents = dict(zip(self.plates, self.plates, strict=True))
+        self._check_subsampling(placing, self.plates, placing.unconstrained, log_probs, latents)
         return placing.placed
 
     def constrain(self, positions: Values) -> Placed:
@@ -96,16 +95,58 @@ class LogJoint:
 
     def potential_grad(self, positions: Values) -> tuple[Values, Float[Array, ""]]:
         r"""The gradient :math:`-\nabla \ell` per site, each datum's own, and :math:`-\ell`."""
-        names = list(positions)
 
-        def log_joint(*arrays: Array) -> Array:
-            return self._score(dict(zip(names, arrays, strict=True))).log_joint
+        def log_joint(positions: Values) -> Array:
+            return jnp.asarray(self._score(positions).log_joint)
 
-        gradients, value = checkpointed_gradient(log_joint, tuple(positions.values()))
-        factors = {name: subsample_factor(self.plates[name]) for name in names}
-        return {
-            name: -gradient / factors[name] for name, gradient in zip(names, gradients, strict=True)
-        }, -value
+        value, gradients = jax.value_and_grad(log_joint)(positions)
+        factors = {name: subsample_factor(self.plates[name]) for name in positions}
+        return {name: -gradient / factors[name] for name, gradient in gradients.items()}, -value
+
+    def density(self, values: Values) -> Array:
+        """The log density of the model with the flowing sites at their values.
+
+        Without a scale that all sites share. It is scaled up in a subsampled plate.
+        """
+        return jnp.asarray(self._score_values(values).log_joint)
+
+    def check(
+        self,
+        values: Callable[[Values], Values],
+        positions: Values,
+        plates: Mapping[str, tuple[Plate, ...]],
+        latents: Mapping[str, str],
+    ) -> dict[str, Distribution]:
+        """Check that the flowing sites are latents that a flow may move; nothing is computed.
+
+        Args:
+            values: from the positions of what moves to the values of the flowing sites.
+            positions: where it starts, by name.
+            plates: the plates that it is in.
+            latents: by the name of what moves that of a latent that follows, for messages.
+
+        Returns:
+            The model's distribution of each flowing site.
+
+        Raises:
+            ValueError: naming the site: for one that is no latent of the model, a latent that the
+                guide does not draw, or one that each minibatch would move differently.
+        """
+        scored: list[_ScoredValues] = []
+
+        def log_probs(positions: Values) -> dict[str, list[Array]]:
+            scored[:] = [self._score_values(values(positions))]
+            _check_placed(self.plates, scored[0])
+            return scored[0].log_probs_by_plate
+
+        jax.eval_shape(log_probs, positions)
+        self._check_subsampling(scored[0], plates, positions, log_probs, latents)
+        return scored[0].fns
+
+    def _score_values(self, values: Values) -> _ScoredValues:
+        scored = _ScoredValues(self, lambda name, *_: (values[name], None))
+        self._run(scored)
+        return scored
 
     def _score(self, positions: Values) -> _Scored:
         scored = _Scored(self, lambda name, *_: (positions[name], None))
@@ -116,34 +157,56 @@ class LogJoint:
         with handlers.block(), handler:
             self.program()
 
-    def _check_subsampling(self, placing: _Placing) -> None:
+    def _check_subsampling(
+        self,
+        placing: _Placing,
+        moving: Mapping[str, tuple[Plate, ...]],
+        positions: Values,
+        log_probs: Callable[[Values], dict[str, list[Array]]],
+        latents: Mapping[str, str],
+    ) -> None:
         outside = [
             (plate, name)
             for plate, factor in placing.factors.items()
             if factor != 1
-            for name, plates in self.plates.items()
+            for name, plates in moving.items()
             if plate not in {plate.name for plate in plates}
         ]
         if not outside:
             return
-
-        def log_probs(**positions: Array) -> dict[str, list[Array]]:
-            return self._score(positions).log_probs_by_plate
-
-        sources = eval_provenance(log_probs, **placing.unconstrained)
+        sources = sources_of(log_probs, positions)
         for plate, name in outside:
-            if name in frozenset[str]().union(*sources.get(plate, ())):
-                if plate in placing.frames.get(name, ()):
-                    raise ValueError(
-                        f"Site '{name}' is drawn outside plate '{plate}' by the guide, which is "
-                        "subsampled, and inside by the model: declare the plate in the guide, or "
-                        "use the whole plate"
-                    )
+            if name not in frozenset[str]().union(*sources.get(plate, ())):
+                continue
+            latent = latents[name]
+            if plate in placing.frames.get(latent, ()):
                 raise ValueError(
-                    f"Site '{name}' is outside plate '{plate}', which is subsampled: each "
-                    "minibatch would move it differently, and the bound would be lost; name others "
-                    "in sites, or use the whole plate"
+                    f"Site '{latent}' is drawn outside plate '{plate}' by the guide, which is "
+                    "subsampled, and inside by the model: declare the plate in the guide, or use "
+                    "the whole plate"
                 )
+            raise ValueError(
+                f"Site '{latent}' is outside plate '{plate}', which is subsampled: each minibatch "
+                "would move it differently, and the bound would be lost; name others in sites, or "
+                "use the whole plate"
+            )
+
+
+def sources_of(function: Callable[[Values], Any], positions: Values) -> Any:
+    """By which of the positions each result of a function is determined; nothing is computed."""
+    # Names of arguments: a site may be called anything.
+    names = {f"position of {name}": name for name in positions}
+
+    def renamed(**arguments: Array) -> Any:
+        return function({names[argument]: array for argument, array in arguments.items()})
+
+    arguments = {argument: positions[name] for argument, name in names.items()}
+    sources = eval_provenance(renamed, **arguments)
+    return jax.tree.map(
+        lambda found: frozenset(names[argument] for argument in found),
+        sources,
+        is_leaf=lambda leaf: isinstance(leaf, frozenset),
+    )
 
 
 def isolated(
@@ -171,10 +234,19 @@ def isolated(
         model(*args, **kwargs)
 
     def run() -> Any:
-        with handlers.seed(rng_seed=rng_key), handlers.substitute(data=_copy(state.values)):
+        with handlers.seed(rng_seed=rng_key), handlers.substitute(data=copied(state.values)):
             return model(*args, **kwargs)
 
     return run
+
+
+def _check_placed(names: Iterable[str], placing: _Placing) -> None:
+    for name in sorted(set(names) - placing.frames.keys()):
+        raise ValueError(
+            f"The guide draws '{name}', which is no latent of the model, so that it has no "
+            "posterior to follow: leave it out of the guide or of sites, or mark it "
+            "infer={'is_auxiliary': True} if other latents are computed from it"
+        )
 
 
 class _State(Messenger):
@@ -190,7 +262,7 @@ class _State(Messenger):
         if msg["type"] in self.TYPES:
             self.values[msg["name"]] = msg["value"]
             # A copy for the program to change.
-            msg["value"] = _copy(msg["value"])
+            msg["value"] = copied(msg["value"])
 
 
 class _Placing(Messenger):
@@ -221,6 +293,7 @@ class _Placing(Messenger):
         elif msg["type"] != "sample" or msg["is_observed"]:
             return
         elif msg["name"] in self.target.plates:
+            self.frames[msg["name"]] = {frame.name for frame in msg["cond_indep_stack"]}
             self._place(msg)
         else:
             msg["value"] = self._given(msg["name"])
@@ -231,8 +304,7 @@ class _Placing(Messenger):
 
     def _place(self, msg: Message) -> None:
         name, fn = msg["name"], msg["fn"]
-        transform = _to_support(msg)
-        self.frames[name] = {frame.name for frame in msg["cond_indep_stack"]}
+        transform = to_support(fn, name)
         u, inside = self.position(name, transform, fn.event_dim)
         z = transform(u)
         if inside is not None:
@@ -251,7 +323,7 @@ class _Placing(Messenger):
         if name not in self.target.plates:
             return self._given(name)[step]
         fn = msg["fn"]
-        transform = _to_support(msg)
+        transform = to_support(fn, name)
         return transform(self.position(name, transform, fn.event_dim)[0][step])
 
     def _given(self, name: str) -> Array:
@@ -297,21 +369,41 @@ class _Scored(_Placing):
             self._jacobian = self._jacobian + density.sum()
 
 
-def _to_support(msg: Message) -> Transform:
+class _ScoredValues(_Scored):
+    """Puts the flowing sites at their values."""
+
+    def __init__(self, target: LogJoint, position: Position) -> None:
+        super().__init__(target, position)
+        self.fns: dict[str, Distribution] = {}
+
+    def _place(self, msg: Message) -> None:
+        name, fn = msg["name"], msg["fn"]
+        self.fns[name] = fn
+        msg["value"], _ = self.position(name, IdentityTransform(), fn.event_dim)
+
+    def _scanned(self, msg: Message) -> Array | None:
+        name = msg["name"]
+        if msg["is_observed"] or name not in self.target.plates:
+            return super()._scanned(msg)
+        value, _ = self.position(name, IdentityTransform(), msg["fn"].event_dim)
+        return value[msg["infer"]["_scan_current_index"]]
+
+
+def to_support(fn: Distribution, name: str) -> Transform:
     """From the unconstrained space to a site's support: the reals where it tells of none."""
-    support = msg["fn"].support
+    support = fn.support
     if support is None:
-        support = constraints.independent(constraints.real, msg["fn"].event_dim)
+        support = constraints.independent(constraints.real, fn.event_dim)
     try:
         return biject_to(support)
     except NotImplementedError as error:
         raise NotImplementedError(
-            f"Site '{msg['name']}' has the support {support}, which no known transform takes to "
+            f"Site '{name}' has the support {support}, which no known transform takes to "
             "the reals, where a flow moves: name others in sites"
         ) from error
 
 
-def _inverse(z: Array, transform: Transform, event_dim: int) -> tuple[Array, Array]:
+def inverse(z: Array, transform: Transform, event_dim: int) -> tuple[Array, Array]:
     """The position of each row, and which rows have one; the others are put at 0."""
     batch_dim = z.ndim - event_dim
     u, pullback = jax.vjp(transform.inv, jax.lax.stop_gradient(z))
@@ -334,7 +426,3 @@ def finite_rows(array: Array, batch_dim: int, *, below: float = math.inf) -> Boo
 def where_rows(rows: Array, array: Array, other: Array) -> Array:
     """The rows of one array or of another."""
     return jnp.where(rows.reshape(rows.shape + (1,) * (array.ndim - rows.ndim)), array, other)
-
-
-def _copy(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf, tree)

@@ -348,3 +348,8 @@ def masks_features(fn: Distribution) -> bool:
             return True
         fn = fn.base_dist
     return False
+
+
+def copied(tree: Any) -> Any:
+    """A copy of a pytree for a program to change; its arrays are the same."""
+    return jax.tree.map(lambda leaf: leaf, tree)

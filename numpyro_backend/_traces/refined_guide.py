@@ -70,6 +70,8 @@ class RefinedGuide:
         sites: the latents that flow, or None for all.
         prefactors: factors on the terms above.
         in_training: whether a loss is made of it.
+        checkpoint: whether backward computes each gradient again instead of keeping what it
+            computed.
     """
 
     model: Program
@@ -78,6 +80,7 @@ class RefinedGuide:
     sites: frozenset[str] | None = None
     prefactors: Prefactors = field(default_factory=Prefactors)
     in_training: bool = False
+    checkpoint: bool = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
         """Run the guide, move its latents, and draw them where they end.
@@ -98,19 +101,22 @@ class RefinedGuide:
             plates={name: site.plates for name, site in initial.flowing.items()},
         )
         start = log_joint.unconstrain(values)
-        initial.check_densities(start.unconstrained)
+        initial.check_densities({n: u.shape for n, u in start.unconstrained.items()})
         rho_0 = _start_momentum(start.unconstrained, settings.inverse_temperatures)
         batch_dims = {
             name: min(site.batch_dim, start.log_jacobian[name].ndim)
             for name, site in initial.flowing.items()
         }
         inside = {name: _all(start.inside[name], dim) for name, dim in batch_dims.items()}
+        gradient = log_joint.potential_grad
+        if self.checkpoint:
+            gradient = jax.checkpoint(gradient)
         moving = inside
         if self.in_training:
             still = jax.lax.stop_gradient((start.unconstrained, rho_0, settings))
-            finite = _End.of(*still, log_joint.potential_grad, inside).finite
+            finite = _End.of(*still, gradient, inside).finite
             moving = {name: inside[name] & rows for name, rows in finite.items()}
-        flowed = _End.of(start.unconstrained, rho_0, settings, log_joint.potential_grad, moving)
+        flowed = _End.of(start.unconstrained, rho_0, settings, gradient, moving)
         ended = {name: moving[name] & finite for name, finite in flowed.finite.items()}
         end = log_joint.constrain(
             {
@@ -135,8 +141,8 @@ class RefinedGuide:
             guide_density = self.prefactors.logq[0] * _per_row(site.log_prob, batch_dims[name])
             density = jnp.where(inside[name], density, guide_density)
             value = where_rows(inside[name], end.constrained[name], site.value)
-            with _InPlaceOf(site):
-                latents[name] = numpyro.sample(name, _delta(value, density, site.mask))
+            with InPlaceOf(site):
+                latents[name] = numpyro.sample(name, point_mass(value, density, site.mask))
         return latents
 
     def _log_density(
@@ -230,7 +236,7 @@ class SiteWeights(Messenger):
             reweight(msg, self.observed if msg["is_observed"] else self.latent)
 
 
-class _InPlaceOf(Messenger):
+class InPlaceOf(Messenger):
     """Draws a latent in the plates and scale that the guide drew it in."""
 
     def __init__(self, site: InitialSite) -> None:
@@ -249,7 +255,7 @@ class _InPlaceOf(Messenger):
             )
 
 
-def _delta(value: Array, log_density: Array, mask: Array | None) -> Distribution:
+def point_mass(value: Array, log_density: Array, mask: Array | None) -> Distribution:
     # Unvalidated, for the log density of a row that diverged is nan.
     delta = Delta(value, log_density, value.ndim - log_density.ndim, validate_args=False)
     return delta if mask is None else delta.mask(mask)

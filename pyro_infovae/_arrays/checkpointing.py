@@ -18,8 +18,13 @@ __all__ = [
     "checkpointed_gradient",
     "differentiable",
     "graphs_kept",
+    "if_it_stands",
     "keeps_graphs",
+    "random_state",
+    "replayed",
     "trial",
+    "tries_first",
+    "untried",
     "without_hooks",
 ]
 
@@ -27,6 +32,7 @@ Function = Callable[..., Tensor]
 T = TypeVar("T")
 
 _GRAPHS_KEPT = ContextVar("graphs_kept", default=False)
+_UNTRIED: ContextVar[list[Callable[[], None]] | None] = ContextVar("untried", default=None)
 
 
 def checkpointed_gradient(
@@ -74,7 +80,7 @@ def checkpointed_gradient(
         >>> weight.grad
         tensor(6.)
     """
-    random_state = _random_state(inputs)
+    state = random_state(inputs)
     autocast = autocast_of_now(inputs)
     keep_graph = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad(), autocast():
@@ -97,7 +103,7 @@ def checkpointed_gradient(
         )
     if leaves is None:
         return gradients, value
-    call = _Call(function, len(inputs), len(own), random_state, autocast)
+    call = _Call(function, len(inputs), len(own), state, autocast)
     outputs = (*gradients, value.detach())
     *gradients, value = _Recomputed.apply(call, outputs, *inputs, *captured, *leaves)  # type: ignore[no-untyped-call]
     return tuple(gradients), value
@@ -115,8 +121,38 @@ def trial(*tensors: Tensor) -> Iterator[None]:
     Args:
         *tensors: on whose device they are.
     """
-    with torch.no_grad(), _replayed(_random_state(tensors)):
+    with torch.no_grad(), replayed(random_state(tensors)):
         yield
+
+
+@contextmanager
+def untried() -> Iterator[list[Callable[[], None]]]:
+    """Flows go ahead, and the caller looks afterwards whether a row diverged.
+
+    Yields:
+        What is to be done if the evaluation stands, see :func:`if_it_stands`.
+    """
+    pending: list[Callable[[], None]] = []
+    token = _UNTRIED.set(pending)
+    try:
+        yield pending
+    finally:
+        _UNTRIED.reset(token)
+
+
+def if_it_stands(action: Callable[[], None]) -> None:
+    """Do something now, or once an evaluation that may be taken again is known to stand."""
+    pending = _UNTRIED.get()
+    if pending is None:
+        action()
+    else:
+        pending.append(action)
+
+
+def tries_first() -> bool:
+    """Whether a flow is to find out, before gradients are made, which rows diverge."""
+    # A captured step is not taken where a row diverges.
+    return torch.is_grad_enabled() and _UNTRIED.get() is None and not _GRAPHS_KEPT.get()
 
 
 @contextmanager
@@ -138,7 +174,7 @@ class _Call(NamedTuple):
     function: Function
     num_inputs: int
     num_arguments: int
-    random_state: "_RandomState"
+    random_state: "RandomState"
     autocast: Callable[[], AbstractContextManager[object]]
 
 
@@ -165,7 +201,7 @@ class _Recomputed(torch.autograd.Function):
         leaves = ctx.saved_tensors[num_arguments:]
         needed = ctx.needs_input_grad[2:]
         # Hooks of leaves are for the sum of their gradients, not for each part of it.
-        with torch.enable_grad(), _replayed(random_state), autocast(), without_hooks(leaves):
+        with torch.enable_grad(), replayed(random_state), autocast(), without_hooks(leaves):
             first_node = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
             # Detached, so that nothing flows back from one argument to another.
             own = tuple(
@@ -216,15 +252,17 @@ def _check_leaves(forward: Sequence[Tensor], backward: Sequence[Tensor] | None) 
         )
 
 
-_RandomState = tuple[Tensor, list[int], list[Tensor]]
+RandomState = tuple[Tensor, list[int], list[Tensor]]
 
 
-def _random_state(tensors: Sequence[Tensor]) -> _RandomState:
+def random_state(tensors: Sequence[Tensor] = ()) -> RandomState:
+    """The state of the random numbers of the CPU and of some tensors' devices."""
     return torch.get_rng_state(), *get_device_states(*tensors[:1])
 
 
 @contextmanager
-def _replayed(random_state: _RandomState) -> Iterator[None]:
+def replayed(random_state: RandomState) -> Iterator[None]:
+    """The random numbers that followed a state; afterwards those go on that were interrupted."""
     cpu_state, devices, device_states = random_state
     with torch.random.fork_rng(devices):
         torch.set_rng_state(cpu_state)

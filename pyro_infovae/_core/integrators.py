@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import FunctionType
 from typing import Any
 
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from pyro_infovae._core.arrays import Array, namespace
 
@@ -15,6 +16,9 @@ StepSize = float | Array | Mapping[str, float | Array]
 
 LARGEST_MOMENTUM = 1e5
 """Beyond it a flow has diverged: the log density of such a momentum is below -10⁹ nats."""
+
+LARGEST_KICK = 3.0
+"""Of a step on a row of d numbers, in units of the momentum's norm, which is about sqrt(d)."""
 
 TEMPERED_LEAPFROG = r"""
     For k from 1 to K,
@@ -58,6 +62,95 @@ TEMPERED_LEAPFROG = r"""
 """
 
 
+ANNEALED_LEAPFROG = r"""
+    For k from 1 to K, with the potential :math:`U_k = -\beta_k \ell - (1 - \beta_k) \log q`,
+
+    .. math::
+
+        \rho \leftarrow \rho - \tfrac{\varepsilon_k}{2} \nabla U_k(u); \quad
+        u \leftarrow u + \varepsilon_k \rho; \quad
+        \rho \leftarrow \rho - \tfrac{\varepsilon_k}{2} \nabla U_k(u) =: \hat\rho_k; \quad
+        \rho \leftarrow \eta_k \hat\rho_k + \sqrt{1 - \eta_k^2}\, \xi_k,
+
+    the last line not after the last step, at K + 1 gradients of either density: those at a
+    position serve the steps on both its sides. A kick :math:`\varepsilon_k \nabla U_k` whose norm
+    is above :math:`3 \sqrt{d}` in a row of d numbers is shortened to that. Each step preserves
+    volume, whatever the force, and the refreshment is reversible for :math:`N(0, I)`, so that the
+    weight
+
+    .. math::
+
+        \frac{p(u_K)}{q(u_0)} \prod_k \frac{N(\hat\rho_k; 0, I)}{N(\rho_{k-1}; 0, I)}
+
+    averages to the normaliser of p.
+
+    Args:
+        u: Position per site.
+        rho: Momentum per site, shaped as the position.
+        gradients: From the positions to :math:`\nabla \ell` per site, :math:`\nabla \log q` per
+            site, and an array of the caller's choice, usually :math:`\ell`.
+        inverse_temperatures: :math:`\beta_1, \dots, \beta_K`.
+        persistence: :math:`\eta_1, \dots, \eta_{K-1}`, each in [0, 1].
+        noise: :math:`\xi` per site, shaped as the position below a leading axis of K - 1.
+        step_size: :math:`\varepsilon` per site, below a leading axis of K; it broadcasts to the
+            site.
+        event_dims: The number of event dims per site; the dims to the left of them are rows.
+
+    Returns:
+        :math:`u_K` and :math:`\hat\rho_K` per site, :math:`\sum_k \log N(\hat\rho_k) -
+        \log N(\rho_{k-1})` per site and number, and the third result of ``gradients`` at
+        :math:`u_0` and at :math:`u_K`.
+
+    Raises:
+        ValueError: If sites or shapes do not match.
+
+    References:
+        Geffner, Domke, *MCMC Variational Inference via Uncorrected Hamiltonian Annealing* (arXiv
+        2107.04150); Zhang, Hsu, Li, Finn, Grosse, *Differentiable Annealed Importance Sampling*
+        (arXiv 2107.10211).
+"""
+
+
+def check_annealed_flow(
+    u: Mapping[str, Array],
+    rho: Mapping[str, Array],
+    inverse_temperatures: Array,
+    persistence: Array,
+    noise: Mapping[str, Array],
+    step_size: Mapping[str, Array],
+) -> None:
+    """Check the sites and shapes of an annealed leapfrog's arguments.
+
+    Raises:
+        ValueError: If they do not match.
+    """
+    num_steps = inverse_temperatures.shape[0] if inverse_temperatures.ndim == 1 else 0
+    if num_steps < 1:
+        raise ValueError(
+            "Expected inverse_temperatures of shape (num_steps,), num_steps >= 1; "
+            f"got {tuple(inverse_temperatures.shape)}"
+        )
+    if tuple(persistence.shape) != (num_steps - 1,):
+        raise ValueError(
+            f"Expected persistence of shape {(num_steps - 1,)}, one entry between two steps; got "
+            f"{tuple(persistence.shape)}"
+        )
+    check_step_sizes(u, rho, step_size, num_steps=num_steps, per_step=True)
+    for site, position in u.items():
+        expected = (num_steps - 1, *position.shape)
+        got = tuple(noise[site].shape) if site in noise else None
+        if got != expected:
+            raise ValueError(f"Expected noise[{site!r}] of shape {expected}; got {got}")
+
+
+def clipped(kick: Float[Array, "*rows event"], event_dim: int) -> Float[Array, "*rows event"]:
+    """A kick, shortened in each row of d numbers to a norm of at most ``LARGEST_KICK`` sqrt(d)."""
+    axes = tuple(range(kick.ndim - event_dim, kick.ndim))
+    bound = LARGEST_KICK**2 * math.prod(kick.shape[kick.ndim - event_dim :])
+    squared = (kick**2).sum(axes, keepdims=True) if axes else kick**2
+    return kick * (bound / squared.clip(min=bound)) ** 0.5
+
+
 def check_flow(
     u: Mapping[str, Array],
     rho: Mapping[str, Array],
@@ -76,6 +169,23 @@ def check_flow(
             "Expected inverse_temperatures of shape (num_steps + 1,), num_steps >= 1; "
             f"got {tuple(inverse_temperatures.shape)}"
         )
+    num_steps = inverse_temperatures.shape[0] - 1
+    check_step_sizes(u, rho, step_size, num_steps=num_steps, per_step=per_step)
+
+
+def check_step_sizes(
+    u: Mapping[str, Array],
+    rho: Mapping[str, Array],
+    step_size: StepSize,
+    *,
+    num_steps: int,
+    per_step: bool,
+) -> None:
+    """Check that momenta and step sizes are those of the sites.
+
+    Raises:
+        ValueError: If they do not match.
+    """
     if u.keys() != rho.keys():
         raise ValueError(f"Expected rho of the sites {sorted(u)}; got {sorted(rho)}")
     for site, position in u.items():
@@ -86,7 +196,6 @@ def check_flow(
             )
     if isinstance(step_size, Mapping) and step_size.keys() != u.keys():
         raise ValueError(f"Expected step_size of the sites {sorted(u)}; got {sorted(step_size)}")
-    num_steps = inverse_temperatures.shape[0] - 1
     for site, position in u.items():
         shape = tuple(getattr(step_size_of(step_size, site), "shape", ()))
         if per_step and shape[:1] != (num_steps,):

@@ -123,53 +123,84 @@ References:
 """Of ``TraceInfoMax_ELBO``."""
 
 HAMILTONIAN = r"""
-The guide's draw is moved towards the posterior by K leapfrog steps in unconstrained space,
-with a momentum that cools from :math:`\beta_0` on:
+The guide's draw is moved towards the posterior by K leapfrog steps, each at its own temperature on
+the bridge between the two. With :math:`\ell(u) = \log p(x, z(u)) + \log |\det z'(u)|` and q the
+density of the guide's draw in the unconstrained coordinates u,
 
 .. math::
-    u_0 \sim q, \quad \rho_0 \sim N(0, I / \beta_0), \quad
-    (u_K, \rho_K) = \mathrm{leapfrog}^K(u_0, \rho_0)
+    u_0 \sim q, \quad \rho_0 \sim N(0, I), \quad
+    (u_k, \hat\rho_k) = \mathrm{leapfrog}_{\varepsilon_k}(u_{k-1}, \rho_{k-1})
+    \text{ on } -\beta_k \ell - (1 - \beta_k) \log q
+
+.. math::
+    \rho_k = \eta_k \hat\rho_k + \sqrt{1 - \eta_k^2}\, \xi_k, \quad \xi_k \sim N(0, I), \quad
+    0 < \beta_1 \le \dots \le \beta_K = 1
+
+.. math::
+    \log w = \ell(u_K) - \log q(u_0)
+    + \sum_k \left[ \log N(\hat\rho_k; 0, I) - \log N(\rho_{k-1}; 0, I) \right]
+
+The loss is :math:`-E[\log w] \ge -\log p(x)` in nats, summed over the data set, and
+:math:`E[w] = p(x)` exactly, whatever the step sizes, temperatures and persistence. These are
+learned: :math:`\varepsilon` per step and dimension, :math:`\beta` and :math:`\eta` per step.
+
+Lengths are in units of the guide's scale: u is the standard normal noise that the guide draws
+with, where its distributions are made of it (normal ones and their transforms). Elsewhere u is the
+unconstrained draw, divided by its standard deviation where the distribution tells it. A kick of
+more than :math:`3 \sqrt{d}` in a row of d numbers is shortened to that.
+
+With ``path="posterior"`` it is the Hamiltonian VAE: all steps follow the posterior,
+:math:`\beta_k = 1`, lengths are absolute, and the momentum is not refreshed but cools: it starts at
+:math:`\rho_0 \sim N(0, I / \beta_0)`, and
 
 .. math::
     \log w = \ell(u_K) + \log N(\rho_K; 0, I) - \left[ \log q(u_0)
     + \log N(\rho_0; 0, I / \beta_0) - \tfrac{d}{2} \log(\beta_0 / \beta_K) \right]
 
-with :math:`\ell(u) = \log p(x, T(u)) + \log |\det J_T(u)|`. The loss is
-:math:`-E[\log w] \ge -\log p(x)` in nats, summed over the data set, and :math:`E[w] = p(x)`
-exactly, whatever the step sizes and temperatures.
-
 Every datum of a plate is moved by its own posterior, subsampled or not, and masked rows
-contribute nothing. Memory does not grow with the number of steps.
+contribute nothing.
 
 Args:
     num_steps: the number K of leapfrog steps; each costs one gradient of the log joint.
     step_size: the initial step size: a number, an array that broadcasts to a site's
-        unconstrained value, or either by site name.
-    beta_0: the initial inverse temperature in (0, 1].
-    tempering: ``"quadratic"``, ``"free"`` (a learned factor per step), ``"none"``
+        unconstrained value, or either by site name; by default 0.05, or 0.1 on the posterior.
+    path: ``"annealed"`` or ``"posterior"``.
+    persistence: the initial :math:`\eta` in [0, 1], by default 0.7; at 0 and 1 it stays.
+        It belongs to the annealed path, as does:
+    precondition: ``"guide"`` for lengths in units of the guide's scale, the default, or ``"none"``
+        for absolute ones.
+    beta_0: the initial inverse temperature in (0, 1], by default 0.5. It belongs to the posterior
+        path, as do:
+    tempering: ``"quadratic"``, the default, ``"free"`` (a learned factor per step), ``"none"``
         (:math:`\beta_k = 1`), ``"constant"`` (:math:`\beta_k = \beta_0`) or a callable
         ``(beta_0, k, num_steps) -> beta_k``.
-    learn: whether step sizes and temperatures are learned. $stored
-    max_step_size: the bound of learned step sizes.
-    per_step: whether every step has a step size of its own; an array then has a leading axis
-        of ``num_steps``.
-    sites: the latents that flow, by name; by default all that the guide draws. The others stay
-        as drawn.
     logp_prefactor: factors on the likelihood, the prior and the final momentum. Anything but
         1 leaves the bound.
     logq_prefactor: factors on the guide, the initial momentum and the tempering's Jacobian,
         likewise.
+    learn: whether step sizes, temperatures and persistence are learned. $stored
+    max_step_size: the bound of learned step sizes, by default none, or 0.5 on the posterior.
+    per_step: whether every step has a step size of its own; an array then has a leading axis
+        of ``num_steps``. By default they have, unless an array or the posterior path is given.
+    checkpoint: whether backward computes each step again instead of keeping what it computed:
+        slower, in memory that grows with K by the latents alone.
+    sites: the latents that flow, by name; by default all that the guide draws. The others stay
+        as drawn.
     name: $named
     num_particles: draws per datum.
     max_plate_nesting: bound on the plate nesting.
     vectorize_particles: $vectorised
 
 Raises:
-    ValueError: for numbers out of range; when used, naming the site: for a latent that is
-        discrete, a point mass, or global under a subsampled plate$also_raised.
+    ValueError: for numbers out of range, or that belong to the other path; when used, naming the
+        site: for a latent that is discrete, a point mass, or global under a subsampled
+        plate$also_raised.
 
 References:
-    Caterini, Doucet, Sejdinovic, *Hamiltonian Variational Auto-Encoder*, arXiv 1805.11328.
+    Geffner, Domke, *MCMC Variational Inference via Uncorrected Hamiltonian Annealing*, arXiv
+    2107.04150; Zhang, Hsu, Li, Finn, Grosse, *Differentiable Annealed Importance Sampling*, arXiv
+    2107.10211; Caterini, Doucet, Sejdinovic, *Hamiltonian Variational Auto-Encoder*, arXiv
+    1805.11328.
 """
 """Of ``TraceHamiltonian_ELBO``."""
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from pyro_infovae._core.evaluation import Flow
+from pyro_infovae._arrays.checkpointing import random_state, replayed, untried
+from pyro_infovae._core.evaluation import Evaluation, Flow
+from pyro_infovae._traces.runs import buffers_untouched
 
 
 def take_back_if_not_finite(tensor: Tensor) -> bool:
@@ -23,22 +26,54 @@ def take_back_if_not_finite(tensor: Tensor) -> bool:
     return not is_finite
 
 
-def warn_of_rows(
-    loss: float, finite: Mapping[Flow, Mapping[str, Tensor]], *, is_left_out: bool
-) -> None:
-    """Warn of what was not finite in a flow: of its start first, and of its path at last.
+Found: TypeAlias = Mapping[str, tuple[str, str]]
+"""By what is not finite, the first site where it is not, and in how many rows of how many."""
+
+
+def attempt(evaluate: Callable[[], Evaluation]) -> tuple[Evaluation, Found]:
+    """Evaluate a flow, and again if rows of it diverge, which then stay where they were drawn.
 
     Args:
-        loss: the loss in nats.
+        evaluate: draws the same again where the random numbers are the same.
+    """
+    state = random_state()
+    with untried() as pending:
+        evaluation = evaluate()
+    found = rows_not_finite(evaluation.finite)
+    if not found.keys() & {"force", "path"}:
+        for action in pending:
+            action()
+        return evaluation, found
+    with replayed(state), buffers_untouched():
+        evaluation = evaluate()
+    return evaluation, rows_not_finite(evaluation.finite)
+
+
+def rows_not_finite(finite: Mapping[Flow, Mapping[str, Tensor]]) -> Found:
+    """What was not finite in a flow; to look waits for the device.
+
+    Args:
         finite: by what has to be finite and by site, which rows are.
-        is_left_out: whether the step's gradient is left out.
     """
     sites = [(what, site, rows) for what, sites in finite.items() for site, rows in sites.items()]
+    if not sites:
+        return {}
     counts = torch.stack([(~rows).sum() for _, _, rows in sites]).tolist()
     found: dict[str, tuple[str, str]] = {}
     for (what, site, rows), count in zip(sites, counts, strict=True):
         if count:
             found.setdefault(what, (site, f"{count} of {rows.numel()}"))
+    return found
+
+
+def warn_of_rows(loss: float, found: Found, *, is_left_out: bool) -> None:
+    """Warn of what was not finite in a flow: of its start first, and of its path at last.
+
+    Args:
+        loss: the loss in nats.
+        found: what was not finite.
+        is_left_out: whether the step's gradient is left out.
+    """
     if is_left_out:
         _warn(f"{_cause(loss, found)}; this step's gradient is left out")
     elif "start" in found:
@@ -56,7 +91,7 @@ def warn_of_rows(
         )
 
 
-def _cause(loss: float, found: Mapping[str, tuple[str, str]]) -> str:
+def _cause(loss: float, found: Found) -> str:
     """Why a loss or its gradient is not finite."""
     if "data" in found:
         site, values = found["data"]

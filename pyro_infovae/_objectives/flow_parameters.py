@@ -10,8 +10,9 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_infovae._core.flow_options import TemperedOptions
 from pyro_infovae._traces.refined_guide import FlowSettings
-from pyro_infovae.tempering import Tempering, free_inverse_temperatures, inverse_temperatures
+from pyro_infovae.tempering import free_inverse_temperatures, inverse_temperatures
 
 
 class FlowParameters(PyroModule):
@@ -23,37 +24,19 @@ class FlowParameters(PyroModule):
 
     Args:
         name: the name in the param store.
-        num_steps: the number of leapfrog steps K.
-        step_size: the initial step size, for all sites or per site: a number, or a tensor that
-            broadcasts to the unconstrained site.
-        beta_0: the initial inverse temperature.
-        tempering: the schedule, see :mod:`pyro_infovae.tempering`, or ``"free"``: a factor per
-            step.
-        learn: whether these are learned.
-        max_step_size: the bound of learned step sizes.
-        per_step: whether every step has a step size of its own.
+        options: the settings that they start from.
 
     Raises:
         ValueError: for numbers out of range; when used, where the param store holds values of other
             shapes under the same name.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        num_steps: int,
-        step_size: float | Tensor | Mapping[str, float | Tensor],
-        beta_0: float,
-        tempering: Tempering,
-        learn: bool,
-        max_step_size: float,
-        per_step: bool,
-    ) -> None:
+    def __init__(self, name: str, options: TemperedOptions) -> None:
         super().__init__(name)
-        self.num_steps = num_steps
-        self.tempering = tempering
-        self.per_step = per_step
+        self.num_steps = num_steps = options.num_steps
+        self.tempering = tempering = options.tempering
+        self.per_step = options.per_step
+        step_size, beta_0, learn = options.step_size, options.beta_0, options.learn
         self.keys = _keys(step_size)
         self.shapes: dict[str, torch.Size] = {}
         if tempering == "free":
@@ -62,7 +45,7 @@ class FlowParameters(PyroModule):
             inverse_temperatures(beta_0, num_steps, tempering)
         for site, key in self.keys.items():
             value = step_size[site] if isinstance(step_size, Mapping) else step_size
-            self._add_step_size(key, torch.as_tensor(value), learn, max_step_size)
+            self._add_step_size(key, torch.as_tensor(value), learn, options.max_step_size)
         self._add_tempering(beta_0, learn)
 
     def forward(self) -> FlowSettings:
@@ -73,6 +56,10 @@ class FlowParameters(PyroModule):
             per_step=self.per_step,
             inverse_temperatures=self._inverse_temperatures(),
         )
+
+    def terms(self) -> dict[str, Tensor]:
+        """What a step is told of beside its losses."""
+        return {}
 
     def _inverse_temperatures(self) -> Tensor:
         if self.tempering == "free":
@@ -91,26 +78,13 @@ class FlowParameters(PyroModule):
 
     def _add_step_size(self, key: str, value: Tensor, learn: bool, maximum: float) -> None:
         value = value.detach().to(torch.get_default_dtype()).clone()
-        if self.per_step and (value.dim() == 0 or value.shape[0] != self.num_steps):
-            if value.dim() > 0:
-                raise ValueError(
-                    f"Expected {key} with a leading axis of num_steps={self.num_steps}, one entry "
-                    f"per step; got shape {tuple(value.shape)}"
-                )
+        if self.per_step and value.dim() == 0:
             value = value.repeat(self.num_steps)
-        if not (torch.isfinite(value) & (value >= 0)).all():
-            raise ValueError(f"Expected {key} >= 0 and finite; got {value.tolist()}")
         self.shapes[key] = value.shape
-        if not learn:
+        if learn:
+            setattr(self, key, PyroParam(value, constraints.interval(0.0, maximum)))
+        else:
             self.register_buffer(key, value)
-            return
-        if not ((value > 0) & (value < maximum)).all():
-            remedy = "raise max_step_size" if (value > 0).all() else "start above 0"
-            raise ValueError(
-                f"Expected 0 < {key} < max_step_size={maximum} where it is learned; got "
-                f"{value.tolist()}: {remedy}, or pass learn=False"
-            )
-        setattr(self, key, PyroParam(value, constraints.interval(0.0, maximum)))
 
     def _add_tempering(self, beta_0: float, learn: bool) -> None:
         if self.tempering == "free":

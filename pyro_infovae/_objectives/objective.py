@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -27,7 +28,12 @@ from torch.distributions import kl_divergence
 from pyro_infovae._core.evaluation import Evaluation
 from pyro_infovae._core.objectives import warn_of_counts
 from pyro_infovae._core.programs import Program
-from pyro_infovae._objectives.divergence import take_back_if_not_finite, warn_of_rows
+from pyro_infovae._core.step_scale import warn_of_harm
+from pyro_infovae._objectives.divergence import (
+    attempt,
+    take_back_if_not_finite,
+    warn_of_rows,
+)
 from pyro_infovae._objectives.foreign_losses import enumerated_loss, foreign_loss
 
 Traces: TypeAlias = Iterable[tuple[Trace, Trace]]
@@ -35,6 +41,11 @@ Traces: TypeAlias = Iterable[tuple[Trace, Trace]]
 
 class Objective(ELBO):
     """An ELBO of which a subclass says one thing: how a model and a guide are evaluated."""
+
+    @property
+    def flows(self) -> bool:
+        """Whether there is a flow in it, of which rows may diverge."""
+        return False
 
     @abstractmethod
     def evaluate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Evaluation:
@@ -91,7 +102,8 @@ class Objective(ELBO):
             *args: positional arguments of both.
             **kwargs: keyword arguments of both.
         """
-        evaluation = self.evaluate(model, guide, *args, **kwargs)
+        evaluate = partial(self.evaluate, model, guide, *args, **kwargs)
+        evaluation, found = attempt(evaluate) if self.flows else (evaluate(), {})
         tensor = evaluation.loss
         loss = float(tensor.item())
         if evaluation.counts:
@@ -103,7 +115,9 @@ class Objective(ELBO):
             tensor.backward(retain_graph=self.retain_graph)
             is_left_out = bool(evaluation.finite) and take_back_if_not_finite(tensor)
         if evaluation.finite:
-            warn_of_rows(loss, evaluation.finite, is_left_out=is_left_out)
+            warn_of_rows(loss, found, is_left_out=is_left_out)
+        if "step_scale" in evaluation.terms and evaluation.terms["step_scale"] < 1:
+            warn_of_harm()
         return loss
 
 

@@ -4,20 +4,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.poutine import Trace
 from pyro.poutine.broadcast_messenger import BroadcastMessenger
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger, block_messengers
-from pyro.poutine.runtime import _DIM_ALLOCATOR, Message
+from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK, Message
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
@@ -27,7 +28,7 @@ from pyro_infovae._arrays.full_precision import raised
 from pyro_infovae._core.programs import Program
 from pyro_infovae._core.sites import common_scale
 from pyro_infovae._traces.enumeration import enumerated_elbo
-from pyro_infovae._traces.recording import full_size, is_latent
+from pyro_infovae._traces.recording import full_size, is_latent, is_number
 from pyro_infovae._traces.runs import buffers_untouched, leaving_when
 
 Values: TypeAlias = dict[str, Tensor]
@@ -89,7 +90,7 @@ class LogJoint:
     def unconstrain(self, values: Values) -> Placed:
         """The positions of the given values."""
         return self._place(
-            values, lambda name, transform, rows: _inverse(raised(values[name]), transform, rows)
+            values, lambda name, transform, rows: inverse(raised(values[name]), transform, rows)
         )
 
     def constrain(self, positions: Values) -> Placed:
@@ -115,31 +116,82 @@ class LogJoint:
             name: -gradient / factors[name] for name, gradient in zip(names, gradients, strict=True)
         }, -value
 
+    def density(self, values: Values, given: Values, last: LastRun | None = None) -> Tensor:
+        """The log density of the model with the flowing sites at their values.
+
+        Without a scale that all sites share. It is scaled up in a subsampled plate.
+
+        Args:
+            values: those of the flowing sites.
+            given: those of the others and of the minibatches.
+            last: takes the run as the one that is scored.
+        """
+        scored = _ScoredValues(self, given, lambda name, *_: (values[name], None))
+        if last is None:
+            self._run(scored)
+        else:
+            last.run(scored, self.args, self.kwargs)
+        _check_placed(values, scored)
+        return torch.as_tensor(scored.log_joint)
+
     def _place(self, values: Values, position: Position) -> Placed:
         placing = _Placing(self, self.given, position)
         self._run(placing, lambda: placing.constrained.keys() >= values.keys())
-        for name in values.keys() - placing.constrained.keys():
-            raise ValueError(
-                f"The guide draws '{name}', which is no latent of the model, so that it has no "
-                "posterior to follow: leave it out of the guide or of sites, or mark it "
-                "infer={'is_auxiliary': True} if other latents are computed from it"
-            )
+        _check_placed(values, placing)
         return Placed(
             placing.constrained, placing.unconstrained, placing.log_jacobian, placing.inside
         )
 
-    def _run(self, handler: _Placing, is_done: Callable[[], bool] = lambda: False) -> None:
+    def _run(self, handler: _Placing, is_done: Callable[[], bool] | None = None) -> None:
         with (
-            pyro.validation_enabled(False),
-            block_messengers(lambda _: True),
-            _outer_plates(self.outer),
-            buffers_untouched(),
+            hidden(self.outer),
             handler,
-            leaving_when(is_done),
+            nullcontext() if is_done is None else leaving_when(is_done),
             EnumMessenger(first_available_dim=-1 - self.max_plate_nesting),
         ):
             args, kwargs = differentiable((self.args, self.kwargs))
             self.model(*args, **kwargs)
+
+
+def _check_placed(names: Iterable[str], placing: _Placing) -> None:
+    for name in sorted(set(names) - placing.constrained.keys()):
+        raise ValueError(
+            f"The guide draws '{name}', which is no latent of the model, so that it has no "
+            "posterior to follow: leave it out of the guide or of sites, or mark it "
+            "infer={'is_auxiliary': True} if other latents are computed from it"
+        )
+
+
+class LastRun:
+    """The run of the model at the end of a flow, which gives the last force and is scored.
+
+    Attributes:
+        trace: its trace; None where there was none.
+    """
+
+    def __init__(self) -> None:
+        self.trace: Trace | None = None
+        self._model: Program = self._nothing
+        self._depth = 0
+
+    @contextmanager
+    def of(self, model: Program) -> Iterator[None]:
+        """The model to run, under the handlers that are around now and no other."""
+        self.trace, self._model, self._depth = None, model, len(_PYRO_STACK)
+        yield
+
+    def run(self, scored: _Scored, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Run the model and keep its trace."""
+        inner = _PYRO_STACK[self._depth :]
+        hidden = block_messengers(lambda handler: handler in inner)
+        with hidden, poutine.trace(graph_type="flat") as traced, scored:
+            self._model(*args, **kwargs)
+        self.trace = traced.trace
+        for name, terms in scored.terms.items():
+            self.trace.nodes[name].update(terms)
+
+    def _nothing(self, *args: Any, **kwargs: Any) -> None:
+        """Stands for no model."""
 
 
 def subsample_factor(frames: Collection[CondIndepStackFrame]) -> float:
@@ -171,17 +223,8 @@ class _Placing(Messenger):
         if msg["is_observed"]:
             return
         if name in self.target.plates:
-            transform = _to_support(msg)
             self.frames[name] = {frame.name for frame in msg["cond_indep_stack"]}
-            u, inside = self.position(name, transform, msg["fn"].event_dim)
-            z = transform(u)
-            if inside is not None:
-                self.inside[name] = inside
-            density = transform.log_abs_det_jacobian(u, z)
-            batch_dim = z.dim() - msg["fn"].event_dim
-            msg["value"] = z.to(self.target.dtypes.get(name, z.dtype))
-            self.unconstrained[name], self.constrained[name] = u, msg["value"]
-            self.log_jacobian[name] = sum_rightmost(density, density.dim() - batch_dim)
+            self._put(msg)
             msg["done"] = True
         elif name in self.given:
             # It may have been enumerated, but the guide draws it.
@@ -196,6 +239,18 @@ class _Placing(Messenger):
                 "the others with the data and pass them as Predictive's posterior_samples)"
             )
 
+    def _put(self, msg: Message) -> None:
+        name, transform = msg["name"], to_support(msg["fn"], msg["name"])
+        u, inside = self.position(name, transform, msg["fn"].event_dim)
+        z = transform(u)
+        if inside is not None:
+            self.inside[name] = inside
+        density = transform.log_abs_det_jacobian(u, z)
+        batch_dim = z.dim() - msg["fn"].event_dim
+        msg["value"] = z.to(self.target.dtypes.get(name, z.dtype))
+        self.unconstrained[name], self.constrained[name] = u, msg["value"]
+        self.log_jacobian[name] = sum_rightmost(density, density.dim() - batch_dim)
+
 
 class _Scored(_Placing):
     """Adds up the log joint on the way."""
@@ -205,21 +260,31 @@ class _Scored(_Placing):
         self._density: Any = 0.0
         self._jacobian: Any = 0.0
         self._scales: list[Any] = []
-        self._trace = Trace()
+        self._messages: list[Message] = []
+        self.terms: dict[str, dict[str, Any]] = {}
 
     @property
     def log_joint(self) -> Any:
         """The log joint density, without a scale that all sites share."""
-        density = enumerated_density(self._trace) if is_enumerated(self._trace) else self._density
-        return density / common_scale(self._scales) + self._jacobian
+        is_enumerated = any("_enumerate_dim" in msg["infer"] for msg in self._messages)
+        density = enumerated_density(self._messages) if is_enumerated else self._density
+        shared = common_scale(self._scales)
+        return (density if is_number(shared, 1) else density / shared) + self._jacobian
 
     def _pyro_post_sample(self, msg: Message) -> None:
         if site_is_subsample(msg):
             return
-        self._trace.add_node(msg["name"], **msg.copy())
+        self._messages.append(msg.copy())
         log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
         self._check_subsampling(msg, log_prob)
-        self._density = self._density + scale_and_mask(log_prob, msg["scale"], msg["mask"]).sum()
+        scaled = scale_and_mask(log_prob, msg["scale"], msg["mask"])
+        total = scaled.sum()
+        self.terms[msg["name"]] = {
+            "unscaled_log_prob": log_prob,
+            "log_prob": scaled,
+            "log_prob_sum": total,
+        }
+        self._density = self._density + total
         if not msg["infer"].get("_deterministic"):
             self._scales.append(msg["scale"] / subsample_factor(msg["cond_indep_stack"]))
         if (name := msg["name"]) in self.log_jacobian:
@@ -233,7 +298,7 @@ class _Scored(_Placing):
                 continue
             for name, plates in self.target.plates.items():
                 outside = frame.name not in {plate.name for plate in plates}
-                if not outside or not _depends(log_prob, self.unconstrained.get(name)):
+                if not outside or not depends(log_prob, self.unconstrained.get(name)):
                     continue
                 if frame.name in self.frames[name]:
                     raise ValueError(
@@ -248,22 +313,33 @@ class _Scored(_Placing):
                 )
 
 
+class _ScoredValues(_Scored):
+    """Puts the flowing sites at their values."""
+
+    def _put(self, msg: Message) -> None:
+        name = msg["name"]
+        value, _ = self.position(name, Transform(), msg["fn"].event_dim)
+        self.unconstrained[name] = self.constrained[name] = msg["value"] = value
+
+
 def is_enumerated(model: Trace) -> bool:
     """Whether a model's run holds all values of some latent."""
     return any("_enumerate_dim" in site.get("infer", {}) for site in model.nodes.values())
 
 
-def enumerated_density(model: Trace) -> Tensor:
-    """The log density of a model's run, its enumerated latents summed out."""
+def enumerated_density(messages: Iterable[Message]) -> Tensor:
+    """The log density of a model's sites, the enumerated latents summed out."""
+    model = Trace()
+    for msg in messages:
+        model.add_node(msg["name"], **msg.copy())
     with pyro.validation_enabled(False):  # which warns of the nan of a row that diverged
         model.compute_log_prob()
     model.pack_tensors()
     return torch.as_tensor(enumerated_elbo(model, Trace()))
 
 
-def _to_support(msg: Message) -> Transform:
+def to_support(fn: Any, name: str) -> Transform:
     """From the unconstrained space to a site's support: the reals where it tells of none."""
-    fn = msg["fn"]
     try:
         support = fn.support
     except (NotImplementedError, AttributeError):
@@ -274,12 +350,12 @@ def _to_support(msg: Message) -> Transform:
         return biject_to(support)
     except NotImplementedError as error:
         raise NotImplementedError(
-            f"Site '{msg['name']}' has the support {support}, which no known transform takes to "
+            f"Site '{name}' has the support {support}, which no known transform takes to "
             "the reals, where a flow moves: name others in sites"
         ) from error
 
 
-def _inverse(z: Tensor, transform: Transform, event_dim: int) -> tuple[Tensor, Tensor]:
+def inverse(z: Tensor, transform: Transform, event_dim: int) -> tuple[Tensor, Tensor]:
     """The position of each row, and which rows have one; the others are put at 0."""
     batch_dim = z.dim() - event_dim
     with torch.inference_mode(False), torch.enable_grad():
@@ -308,7 +384,7 @@ def where_rows(rows: Tensor, tensor: Tensor, other: Tensor) -> Tensor:
     return torch.where(rows.view(rows.shape + (1,) * (tensor.dim() - rows.dim())), tensor, other)
 
 
-def _depends(tensor: Tensor, position: Tensor | None) -> bool:
+def depends(tensor: Tensor, position: Tensor | None) -> bool:
     """Whether a tensor was computed from a position; where it was not, this computes nothing."""
     if position is None or not tensor.requires_grad:
         return False
@@ -325,6 +401,18 @@ class _OuterPlates(Messenger):
     def _pyro_sample(self, msg: Message) -> None:
         msg["cond_indep_stack"] = self.frames + msg["cond_indep_stack"]
         BroadcastMessenger._pyro_sample(msg)
+
+
+@contextmanager
+def hidden(outer: tuple[CondIndepStackFrame, ...]) -> Iterator[None]:
+    """Runs of programs in the outer plates, which no handler around sees, nor any buffer."""
+    with (
+        pyro.validation_enabled(False),
+        block_messengers(lambda _: True),
+        _outer_plates(outer),
+        buffers_untouched(),
+    ):
+        yield
 
 
 @contextmanager

@@ -29,7 +29,8 @@ class InitialSite:
         plates: the guide's plates around it.
         scale: the guide's scale on it.
         mask: the guide's mask on it.
-        is_point_mass: whether its density is that of other sites.
+        fn: its distribution.
+        infer: what the guide says of its inference.
     """
 
     value: Tensor
@@ -38,12 +39,18 @@ class InitialSite:
     plates: tuple[CondIndepStackFrame, ...]
     scale: Any
     mask: Any
-    is_point_mass: bool
+    fn: Any
+    infer: dict[str, Any]
 
     @property
     def batch_dim(self) -> int:
         """Its number of batch dims."""
         return self.value.dim() - self.event_dim
+
+    @property
+    def is_point_mass(self) -> bool:
+        """Whether its density is that of other sites."""
+        return isinstance(undecorated(self.fn), Delta)
 
 
 class InitialDraw(Messenger):
@@ -54,17 +61,29 @@ class InitialDraw(Messenger):
 
     Args:
         sites: the latents that flow, or None for all.
+        moves_auxiliary: whether the auxiliary sites move that point masses are computed from.
+
+    Attributes:
+        flowing: the latents that flow, by name.
+        auxiliary: the auxiliary sites that move, by name.
+        others: the values of the other latents, by name.
+        staying: the point masses among these.
+        minibatches: the indices of the plates that are subsampled, by their names.
+        outer: the plates around the whole guide.
     """
 
-    def __init__(self, sites: frozenset[str] | None) -> None:
+    def __init__(self, sites: frozenset[str] | None, *, moves_auxiliary: bool = False) -> None:
         super().__init__()
         self.sites = sites
+        self.moves_auxiliary = moves_auxiliary
         self.flowing: dict[str, InitialSite] = {}
+        self.auxiliary: dict[str, InitialSite] = {}
         self.others: dict[str, Tensor] = {}
         self.minibatches: dict[str, Tensor] = {}
         self.outer: tuple[CondIndepStackFrame, ...] = ()
-        self._auxiliary: dict[str, int] = {}  # the size of each, by the name of its latent
-        self._context: dict[str, tuple[Any, Any, Any]] = {}
+        self.staying: set[str] = set()
+        self._sizes: dict[str, int] = {}  # of the auxiliary sites, by the names of their latents
+        self._context: dict[str, Message] = {}
 
     @property
     def given(self) -> dict[str, Tensor]:
@@ -88,6 +107,16 @@ class InitialDraw(Messenger):
                 "TraceHamiltonian_ELBO: the guide draws no latent that could flow: use Trace_ELBO()"
             )
 
+    def lacks_density(self, positions: Mapping[str, Tensor]) -> bool:
+        """Whether point masses have more numbers than the guide has drawn for them.
+
+        Args:
+            positions: the values of the latents that flow.
+        """
+        own = self._sizes.keys() & (self.flowing.keys() | self.others.keys())
+        drawn = sum(size for name, size in self._sizes.items() if name not in own)
+        return sum(positions[name].numel() for name in self._masses) > drawn
+
     def check_densities(self, positions: Mapping[str, Tensor]) -> None:
         """Refuse point masses of more numbers than the guide has drawn for them.
 
@@ -97,15 +126,18 @@ class InitialDraw(Messenger):
         Raises:
             ValueError: naming one of them and saying what to do.
         """
-        own = self._auxiliary.keys() & (self.flowing.keys() | self.others.keys())
-        drawn = sum(size for name, size in self._auxiliary.items() if name not in own)
-        masses = [n for n, site in self.flowing.items() if site.is_point_mass and n not in own]
-        if sum(positions[name].numel() for name in masses) > drawn:
+        if self.lacks_density(positions):
             raise ValueError(
-                f"TraceHamiltonian_ELBO: site '{masses[0]}' is a point mass in the guide, which "
-                "has no density for a flow to carry; give it one, as AutoNormal does, or name "
-                "others in sites"
+                f"TraceHamiltonian_ELBO: site '{self._masses[0]}' is a point mass in the guide, "
+                "which has no density for a flow to carry; give it one, as AutoNormal does, or "
+                "name others in sites"
             )
+
+    @property
+    def _masses(self) -> list[str]:
+        """The point masses that flow and have no auxiliary site of their own."""
+        flowing = self.flowing.items()
+        return [n for n, site in flowing if site.is_point_mass and n not in self._sizes]
 
     def _pyro_sample(self, msg: Message) -> None:
         if is_data(msg):
@@ -115,33 +147,44 @@ class InitialDraw(Messenger):
             )
         if not is_latent(msg):
             return
-        self._context[msg["name"]] = msg["cond_indep_stack"], msg["scale"], msg["mask"]
-        if self._flows(msg):
+        if self._moves(msg):
+            self._context[msg["name"]] = msg.copy()
             msg["infer"] = {**msg["infer"], "is_auxiliary": True, "_do_not_trace": True}
 
     def _pyro_post_sample(self, msg: Message) -> None:
         name = msg["name"]
         if site_is_subsample(msg):
             self.minibatches[name] = msg["value"]
-        elif not is_latent(msg):
             return
-        elif msg["infer"].get("_do_not_trace"):
-            self._add(msg, *self._context[name])
-        elif msg["infer"].get("is_auxiliary"):
+        if not is_latent(msg):
+            return
+        context = self._context.get(name)
+        if (context or msg)["infer"].get("is_auxiliary"):
             if not isinstance(undecorated(msg["fn"]), Delta):
-                self._auxiliary[name.removesuffix("_unconstrained")] = msg["value"].numel()
+                self._sizes[name.removesuffix("_unconstrained")] = msg["value"].numel()
+            if context is not None:
+                self.auxiliary[name] = self._site(msg, context)
+        elif context is not None:
+            self.flowing[name] = self._site(msg, context)
         else:
             self.others[name] = msg["value"]
+            if isinstance(undecorated(msg["fn"]), Delta):
+                self.staying.add(name)
 
-    def _flows(self, msg: Message) -> bool:
-        if msg["infer"].get("is_auxiliary"):
+    def _moves(self, msg: Message) -> bool:
+        name, fn = msg["name"], msg["fn"]
+        is_auxiliary = msg["infer"].get("is_auxiliary")
+        if is_auxiliary and not self.moves_auxiliary:
             return False
-        return self.sites is None or msg["name"] in self.sites
+        if is_auxiliary and (not fn.has_rsample or isinstance(undecorated(fn), Delta)):
+            return False
+        if self.sites is None or name in self.sites:
+            return True
+        own = name.removesuffix("_unconstrained")
+        return bool(is_auxiliary) and (own == name or own in self.sites)
 
-    def _add(
-        self, msg: Message, plates: tuple[CondIndepStackFrame, ...], scale: Any, mask: Any
-    ) -> None:
-        fn = msg["fn"]
+    def _site(self, msg: Message, context: Message) -> InitialSite:
+        fn, plates = msg["fn"], context["cond_indep_stack"]
         if not fn.has_rsample:
             raise ValueError(
                 f"TraceHamiltonian_ELBO: site '{msg['name']}' is not reparameterised "
@@ -149,12 +192,13 @@ class InitialDraw(Messenger):
                 "can flow: name others in sites"
             )
         self.outer = tuple(frame for frame in msg["cond_indep_stack"] if frame not in plates)
-        self.flowing[msg["name"]] = InitialSite(
+        return InitialSite(
             value=msg["value"],
             log_prob=fn.log_prob(msg["value"]),
             event_dim=fn.event_dim,
             plates=plates,
-            scale=scale,
-            mask=mask,
-            is_point_mass=isinstance(undecorated(fn), Delta),
+            scale=context["scale"],
+            mask=context["mask"],
+            fn=fn,
+            infer=context["infer"],
         )

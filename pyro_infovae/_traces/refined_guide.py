@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
-from pyro_infovae._arrays.checkpointing import keeps_graphs, trial
+from pyro_infovae._arrays.checkpointing import graphs_kept, trial, tries_first
 from pyro_infovae._core.integrators import LARGEST_MOMENTUM, check_flow, resting
 from pyro_infovae._core.objectives import Prefactors
 from pyro_infovae._core.programs import Program
@@ -78,6 +79,7 @@ class RefinedGuide:
         prefactors: factors on the terms above.
         in_training: whether a loss is made of it.
         max_plate_nesting: the depth of all plates, or infinity, to be found out by a run.
+        checkpoint: whether backward computes each gradient again instead of keeping its graph.
     """
 
     model: Program
@@ -87,6 +89,7 @@ class RefinedGuide:
     prefactors: Prefactors = field(default_factory=Prefactors)
     in_training: bool = False
     max_plate_nesting: float = math.inf
+    checkpoint: bool = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Run the guide, move its latents, and draw them where they end.
@@ -107,7 +110,7 @@ class RefinedGuide:
             given=initial.given,
             plates={name: site.plates for name, site in initial.flowing.items()},
             outer=initial.outer,
-            max_plate_nesting=self._nesting(initial, args, kwargs),
+            max_plate_nesting=nesting_of(self.model, self.max_plate_nesting, initial, args, kwargs),
             dtypes={name: site.value.dtype for name, site in initial.flowing.items()},
         )
         start = log_joint.unconstrain({name: site.value for name, site in initial.flowing.items()})
@@ -119,14 +122,14 @@ class RefinedGuide:
             name: min(site.batch_dim, start.log_jacobian[name].dim())
             for name, site in initial.flowing.items()
         }
-        inside = {name: _all(start.inside[name], dim) for name, dim in batch_dims.items()}
+        inside = {name: all_of(start.inside[name], dim) for name, dim in batch_dims.items()}
         moving, potential_grad = inside, log_joint.potential_grad
-        # A captured step is not taken where a row diverges.
-        if self.in_training and torch.is_grad_enabled() and not keeps_graphs():
+        if self.in_training and tries_first():
             with trial(*rho_0.values()):
                 finite = _End.of(u_0, rho_0, settings, potential_grad, inside).finite
             moving = {name: inside[name] & rows for name, rows in finite.items()}
-        flowed = _End.of(u_0, rho_0, settings, potential_grad, moving)
+        with nullcontext() if self.checkpoint else graphs_kept():
+            flowed = _End.of(u_0, rho_0, settings, potential_grad, moving)
         ended = {name: moving[name] & finite for name, finite in flowed.finite.items()}
         end = log_joint.constrain(
             {name: where_rows(ended[name], u, u_0[name]) for name, u in flowed.position.items()}
@@ -153,16 +156,9 @@ class RefinedGuide:
                 "force": flowed.finite[name],
                 "path": ended[name] | ~inside[name],
             }
-            with _InPlaceOf(site, found):
-                latents[name] = pyro.sample(name, _delta(value, density))
+            with InPlaceOf(site, found):
+                latents[name] = pyro.sample(name, point_mass(value, density))
         return latents
-
-    def _nesting(self, initial: InitialDraw, args: Any, kwargs: Any) -> int:
-        nesting = self.max_plate_nesting
-        if nesting == math.inf:
-            with trial(*initial.given.values()), buffers_untouched():
-                nesting = _guess_max_plate_nesting(self.model, args, kwargs)
-        return max([int(nesting), *(-frame.dim for frame in initial.outer)])
 
     def _log_density(
         self,
@@ -255,7 +251,7 @@ class SiteWeights(Messenger):
             reweight(msg, self.latent)
 
 
-class _InPlaceOf(Messenger):
+class InPlaceOf(Messenger):
     """Draws a latent in the plates, mask and scale that the guide drew it in."""
 
     def __init__(self, site: InitialSite, finite: dict[str, Tensor]) -> None:
@@ -267,10 +263,25 @@ class _InPlaceOf(Messenger):
         msg["cond_indep_stack"] = self.site.plates
         msg["scale"] = self.site.scale
         msg["mask"] = self.site.mask
-        msg["infer"] = {FLOWED: self.finite}
+        msg["infer"] = {**self.site.infer, FLOWED: self.finite}
 
 
-def _delta(value: Tensor, log_density: Tensor) -> Delta:
+def nesting_of(
+    model: Program,
+    known: float,
+    initial: InitialDraw,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> int:
+    """The depth of all plates: as known, or found out by a run of the model."""
+    if known == math.inf:
+        with trial(*initial.given.values()), buffers_untouched():
+            known = _guess_max_plate_nesting(model, args, kwargs)
+    return max([int(known), *(-frame.dim for frame in initial.outer)])
+
+
+def point_mass(value: Tensor, log_density: Tensor) -> Delta:
+    """A draw that stands with the log density of each of its rows."""
     # Unvalidated, for the log density of a row that diverged is nan.
     return Delta(value, log_density, value.dim() - log_density.dim(), validate_args=False)
 
@@ -296,5 +307,6 @@ def _rested(rho_0: dict[str, Tensor], inverse_temperatures: Tensor) -> dict[str,
     return {name: factor.to(rho) * rho for name, rho in rho_0.items()}
 
 
-def _all(rows: Tensor, batch_dim: int) -> Tensor:
+def all_of(rows: Tensor, batch_dim: int) -> Tensor:
+    """Which rows, of so many dims, are true in all dims to the right of these."""
     return rows.flatten(batch_dim).all(-1) if rows.dim() > batch_dim else rows

@@ -356,9 +356,3 @@ def test_single_precision_stays_single_in_jax() -> None:
     flow = partial(JAX.module("integrators").tempered_leapfrog, step_size=0.1)
     end = jax.eval_shape(lambda: flow(u, rho, numpyros.force(numpyros.quartic), beta))
     assert {x.dtype for x in jax.tree.leaves(end)} == {jnp.dtype(jnp.float32)}
-
-
-def test_a_gradient_of_no_scalar_is_an_error(library: Library) -> None:
-    gradient = library.module("_arrays.checkpointing").checkpointed_gradient
-    with pytest.raises(ValueError, match=r"Expected a scalar function; got shape \(3,\)"):
-        gradient(lambda z: z**2, (library.array(np.ones(3)),))

@@ -43,16 +43,6 @@ def force(potential: Callable[[Sites], Array]) -> Callable[[Sites], tuple[Sites,
     return potential_grad
 
 
-def recomputed(potential: Callable[[Sites], Any], checkpointed_gradient: Any) -> Any:
-    def potential_grad(u: Sites) -> tuple[Sites, Any]:
-        gradients, energy = checkpointed_gradient(
-            lambda *values: potential(dict(zip(u, values, strict=True))), tuple(u.values())
-        )
-        return dict(zip(u, gradients, strict=True)), energy
-
-    return potential_grad
-
-
 def step_sizes(kind: str) -> tuple[Any, bool]:
     return {
         "number": (0.1, False),

@@ -53,10 +53,10 @@ class Run:
     """A model, with the parameters of an objective, a guide, and what they start from."""
 
     def __init__(self, objective: ELBO, case: Case) -> None:
-        wrap = getattr(objective, "wrap_model", None)
         self.objective, self.case = objective, case
-        self.model = case.model if wrap is None else wrap(case.model)
-        guide = handlers.trace(handlers.seed(case.guide, 0)).get_trace(*case.args, **case.kwargs)
+        self.model = _wrapped(objective, "wrap_model", case.model)
+        self.guide = _wrapped(objective, "wrap_guide", case.guide)
+        guide = handlers.trace(handlers.seed(self.guide, 0)).get_trace(*case.args, **case.kwargs)
         model = handlers.replay(handlers.seed(self.model, 0), guide)
         sites = {**handlers.trace(model).get_trace(*case.args, **case.kwargs), **guide}
         params = {name: site for name, site in sites.items() if site["type"] == "param"}
@@ -68,7 +68,7 @@ class Run:
 
     def loss(self, rng_key: Array, params: Mapping[str, Any] | None = None) -> Array:
         params = dict(self.params if params is None else params)
-        programs = self.model, self.case.guide
+        programs = self.model, self.guide
         return self.objective.loss(rng_key, params, *programs, *self.case.args, **self.case.kwargs)
 
     def start(self) -> dict[str, Any]:
@@ -85,6 +85,10 @@ class Run:
                 return self.loss_at(rng_key, unconstrained)
 
         return jax.value_and_grad(loss)(self.start())
+
+
+def _wrapped(objective: ELBO, wrap: str, program: Any) -> Any:
+    return getattr(objective, wrap, lambda program: program)(program)
 
 
 @functools.lru_cache(maxsize=8)

@@ -99,7 +99,7 @@ STRICT = {
         SeparableCritic(PIXELS, LATENT, (8,)), negatives="all"
     ),
     "step per dimension": lambda: TraceHamiltonian_ELBO(
-        2, jnp.full(LATENT, 0.01), tempering="free"
+        2, jnp.full(LATENT, 0.01), tempering="free", path="posterior"
     ),
 }
 

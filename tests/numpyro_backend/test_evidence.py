@@ -55,7 +55,7 @@ class Doubling(dist.transforms.Transform):
 def test_the_parameters_of_the_flow_are_used() -> None:
     """Steps of size 0 leave the draws where they are."""
     case = linear_gaussian(HALF)
-    elbo = TraceHamiltonian_ELBO(3, 0.3, tempering="none")
+    elbo = TraceHamiltonian_ELBO(3, 0.3, tempering="none", path="posterior")
     plain = run(HALF, case).effective_sample_size
     none = {"hamiltonian.step_size": 1e-9}
     still = run(HALF, case, elbo=elbo, params=none).effective_sample_size

@@ -191,7 +191,7 @@ def test_predictive_moments_are_nearer_to_the_posterior() -> None:
         for name in "ab":
             numpyro.sample(name, dist.Normal(numpyro.param("mean", 0.0), scale))
 
-    elbo = TraceHamiltonian_ELBO(10, 1e-3, tempering="none")
+    elbo = TraceHamiltonian_ELBO(10, 1e-3, tempering="none", path="posterior")
     params = {"mean": mean, "hamiltonian.step_size": 0.2}
     errors = []
     for posterior in (guide, elbo.refine(model, guide)):

@@ -77,7 +77,7 @@ def test_a_flow_keeps_that_of_the_programs(double: bool) -> None:
             numpyro.sample("x", dist.Normal(z, 1.0), obs=X)
         seen.update((theta.dtype, z.dtype))
 
-    elbo = TraceHamiltonian_ELBO(3, np.array(0.1), tempering="free")
+    elbo = TraceHamiltonian_ELBO(3, np.array(0.1), tempering="free", path="posterior")
     with jax.enable_x64(double):
         svi = numpyro_backend.SVI(model, AutoNormal(model), Adam(1e-2), elbo)
         state = jax.eval_shape(svi.init, jax.random.key(0))

@@ -12,6 +12,7 @@ from numpyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 from numpyro_backend import TraceHamiltonian_ELBO, TraceInfoMax_ELBO, TraceMMD_ELBO
 from numpyro_backend.mutual_information import nwj
+from pyro_infovae._core.flow_options import Path
 from tests.numpyro_backend import programs
 from tests.numpyro_backend.steps import Params, evaluate_shapes
 
@@ -56,23 +57,33 @@ def test_a_critic_that_is_no_module() -> None:
 
 
 @pytest.mark.parametrize("penalised", [False, True])
-def test_parameters_that_nobody_declared(penalised: bool) -> None:
-    elbo = TraceHamiltonian_ELBO()
+@pytest.mark.parametrize(
+    ("path", "parameter", "wrapped"),
+    [("annealed", "step_size_z", "guide"), ("posterior", "step_size", "model")],
+)
+def test_parameters_that_nobody_declared(
+    path: Path, parameter: str, wrapped: str, penalised: bool
+) -> None:
+    elbo = TraceHamiltonian_ELBO(path=path)
     with pytest.raises(
         ValueError,
-        match=r"parameters of its own, 'hamiltonian.step_size', that svi.init did not declare: "
-        r"use numpyro_backend.SVI, or pass elbo.wrap_model\(model\) as the model",
+        match=rf"parameters of its own, 'hamiltonian.{parameter}', that svi.init did not declare: "
+        rf"use numpyro_backend.SVI, or pass elbo.wrap_{wrapped}\({wrapped}\) as the {wrapped}",
     ):
         evaluate_shapes(TraceMMD_ELBO(base=elbo) if penalised else elbo, programs.vae())
 
 
-def test_parameters_of_another_shape() -> None:
-    elbo = TraceHamiltonian_ELBO(3, per_step=True)
+@pytest.mark.parametrize(
+    ("path", "parameter", "shape"),
+    [("annealed", "step_size_z", r"\(3, 2\)"), ("posterior", "step_size", r"\(3,\)")],
+)
+def test_parameters_of_another_shape(path: Path, parameter: str, shape: str) -> None:
+    elbo = TraceHamiltonian_ELBO(3, path=path, per_step=True)
     case = programs.vae()
-    params = {"hamiltonian.step_size": jnp.array(0.1), "hamiltonian.beta_0": jnp.array(0.5)}
+    params = {f"hamiltonian.{parameter}": jnp.array(0.1), "hamiltonian.beta_0": jnp.array(0.5)}
     with pytest.raises(
         ValueError,
-        match=r"'hamiltonian.step_size' of shape \(3,\); the parameters hold one of shape "
+        match=rf"'hamiltonian.{parameter}' of shape {shape}; the parameters hold one of shape "
         r"\(\): give this objective another name, or initialise",
     ):
         jax.eval_shape(lambda: elbo.loss(jax.random.key(0), params, *case[:2], *case.args))

@@ -16,6 +16,7 @@ from numpyro.optim import Adam
 
 import numpyro_backend
 from numpyro_backend import TraceHamiltonian_ELBO, TraceInfoMax_ELBO, TraceMMD_ELBO
+from pyro_infovae._core.flow_options import Path
 from tests.numpyro_backend import programs
 from tests.numpyro_backend.half import NUMPYRO
 from tests.numpyro_backend.runs import jit
@@ -103,7 +104,7 @@ class TestFlow:
     @pytest.mark.slow
     def test_is_trained_and_evaluated(self) -> None:
         model, guide, args = programs.vae(num=40, batch=10)
-        elbo = TraceHamiltonian_ELBO(3, 0.1, per_step=True, tempering="free")
+        elbo = TraceHamiltonian_ELBO(3, 0.1, per_step=True, tempering="free", path="posterior")
         svi = numpyro_backend.SVI(model, guide, Adam(1e-2), elbo)
 
         @jit
@@ -119,12 +120,20 @@ class TestFlow:
             assert not np.allclose(start[name], end[name])
             assert ((end[name] > 0) & (end[name] < (0.5 if "step" in name else 1))).all()
 
-    def test_is_declared_by_a_penalised_objective(self) -> None:
+    @pytest.mark.parametrize(
+        ("path", "learned"),
+        [
+            ("annealed", {"step_size_z", "increment_logits", "persistence"}),
+            ("posterior", {"step_size_z", "beta_0"}),
+        ],
+    )
+    def test_is_declared_by_a_penalised_objective(self, path: Path, learned: set[str]) -> None:
         model, guide, args = programs.vae(num=8)
-        objective = TraceMMD_ELBO(0.0, 5.0, base=TraceHamiltonian_ELBO(2, {"z": 0.1}, name="flow"))
+        base = TraceHamiltonian_ELBO(2, {"z": 0.1}, path=path, name="flow")
+        objective = TraceMMD_ELBO(0.0, 5.0, base=base)
         svi = numpyro_backend.SVI(model, guide, Adam(1e-2), objective)
         params = jax.eval_shape(lambda key: svi.get_params(svi.init(key, *args)), jax.random.key(0))
-        flow = {"flow.step_size_z", "flow.beta_0"}
+        flow = {f"flow.{name}" for name in learned}
         assert params.keys() == {"encoder", "scale", "decoder"} | flow
 
     @pytest.mark.slow

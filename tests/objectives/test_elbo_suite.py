@@ -1,6 +1,6 @@
 """The objectives keep the contract of tests/elbo_suite.py, in both halves."""
 
-from tests.objective_suites import HamiltonianSuite, InfoMaxSuite, MMDSuite
+from tests.objective_suites import HamiltonianSuite, InfoMaxSuite, MMDSuite, PosteriorPathSuite
 
 
 class TestTraceMMD(MMDSuite): ...
@@ -10,3 +10,6 @@ class TestTraceInfoMax(InfoMaxSuite): ...
 
 
 class TestTraceHamiltonian(HamiltonianSuite): ...
+
+
+class TestPosteriorPath(PosteriorPathSuite): ...

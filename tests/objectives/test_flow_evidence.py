@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,39 +16,11 @@ from tests.objectives.flows import (
     X,
     assert_evidence,
     fixed,
+    linear_gaussian,
     log_normal,
     normal_hierarchy,
     warm,
 )
-
-
-class LinearGaussian(NamedTuple):
-    case: Case
-    evidence: float
-
-
-def linear_gaussian(half: Half, seed: int) -> LinearGaussian:
-    """z ~ N(0, I), x | z ~ N(A z + b, noise), and a bad diagonal guide."""
-    rng = np.random.default_rng(seed)
-    dim, out = 1 + seed % 4, 2 + seed % 3
-    weight, shift, noise = rng.normal(size=(out, dim)), rng.normal(size=out), rng.uniform(0.5, 1.5)
-    x = weight @ rng.normal(size=dim) + shift + noise * rng.normal(size=out)
-    covariance = weight @ weight.T + noise**2 * np.eye(out)
-    precision = np.eye(dim) + weight.T @ weight / noise**2
-    mean = np.linalg.solve(precision, weight.T @ (x - shift) / noise**2)
-    loc = half.xp.asarray(mean + 0.4 * rng.normal(size=dim))
-    scale = np.sqrt(np.diagonal(np.linalg.inv(precision))) * rng.uniform(1.0, 1.4, size=dim)
-    scale, weight, seen = (half.xp.asarray(a) for a in (scale, weight, x - shift))
-
-    def model() -> None:
-        z = half.sample("z", half.dist.Normal(0 * loc, 1.0).to_event(1))
-        half.sample("x", half.dist.Normal(z @ weight.T, noise).to_event(1), obs=seen)
-
-    def guide() -> None:
-        half.sample("z", half.dist.Normal(loc, scale).to_event(1))
-
-    return LinearGaussian(Case(model, guide), log_normal(x - shift, covariance))
-
 
 TEMPERINGS = ["quadratic", "free", "none", "constant", warm]
 

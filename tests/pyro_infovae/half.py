@@ -302,6 +302,7 @@ def _drawing(draws: Draws) -> Iterator[None]:
 
     with (
         mock.patch("torch.distributions.normal._standard_normal", normal),
+        mock.patch("torch.distributions.lowrank_multivariate_normal._standard_normal", normal),
         mock.patch("torch.randn_like", randn_like),
         mock.patch("torch.randint", randint),
     ):

@@ -154,7 +154,7 @@ def test_a_flow_takes_steps_that_are_small_beside_its_positions() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x.new_full((), 100.0), 0.001))
 
-    flow = TraceHamiltonian_ELBO(20, 0.005, tempering="none", learn=False)
+    flow = TraceHamiltonian_ELBO(20, 0.005, tempering="none", learn=False, path="posterior")
     end = flow.refine(model, guide)(x)["z"]
     assert end.dtype == torch.bfloat16
     # The momentum adds a tenth; its steps are of 0.15 at most.

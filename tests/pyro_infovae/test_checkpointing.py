@@ -273,3 +273,8 @@ def test_memory_of_ten_steps_is_that_of_one(gradient: Gradient, constant: bool) 
 def test_a_function_without_a_graph() -> None:
     with pytest.raises(ValueError, match="Expected a differentiable function; got a result with"):
         checkpointed_gradient(lambda z: z.detach().sum(), (torch.ones(3),))
+
+
+def test_a_function_that_is_no_scalar() -> None:
+    with pytest.raises(ValueError, match=r"Expected a scalar function; got shape \(3,\)"):
+        checkpointed_gradient(lambda z: z**2, (torch.ones(3),))

@@ -88,6 +88,7 @@ def test_the_refined_guide_is_nearer_to_the_posterior() -> None:
         num_particles=8,
         vectorize_particles=True,
         max_plate_nesting=1,
+        path="posterior",
     )
 
     def settings(name: str) -> dict[str, float]:

@@ -59,7 +59,9 @@ def test_the_refined_guide_has_the_better_weights() -> None:
 
     plain = log_evidence(model, guide, x, num_samples=5000)
     particles = {"num_particles": 8, "vectorize_particles": True, "max_plate_nesting": 1}
-    elbo = TraceHamiltonian_ELBO(3, 0.5, tempering="none", max_step_size=1.0, **particles)
+    elbo = TraceHamiltonian_ELBO(
+        3, 0.5, tempering="none", max_step_size=1.0, **particles, path="posterior"
+    )
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), loss=elbo)
     for _ in range(60):
         svi.step(x)

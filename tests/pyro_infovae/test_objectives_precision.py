@@ -64,7 +64,9 @@ def test_a_flow_keeps_that_of_the_programs(dtype: torch.dtype, default: torch.dt
         with pyro.plate("data", 3):
             pyro.sample("z", dist.Normal(theta, one))
 
-    loss = TraceHamiltonian_ELBO(3, 0.1, beta_0=0.7).differentiable_loss(model, guide)
+    loss = TraceHamiltonian_ELBO(3, 0.1, beta_0=0.7, path="posterior").differentiable_loss(
+        model, guide
+    )
     loss.backward()
     assert seen == {dtype}
     assert loss.dtype == dtype

@@ -71,7 +71,7 @@ def test_programs_under_enumeration(case: Programs, settings: dict, match: str) 
 @pytest.mark.parametrize(
     ("first", "second", "match"),
     [
-        ({}, {"per_step": True}, r"'hamiltonian.step_size' of shape \(3,\).*shape \(\)"),
+        ({}, {"per_step": True}, r"'hamiltonian.step_size' of shape \(4,\).*shape \(\)"),
         ({"tempering": "free"}, {"num_steps": 5}, r"tempering_factors' of shape \(5,\)"),
     ],
 )
@@ -79,14 +79,14 @@ def test_two_flows_of_one_name(first: dict, second: dict, match: str) -> None:
     """The param store keeps the first one's values: 3 learned factors are no 5 steps."""
     model = normal_hierarchy(PYRO)
     guide = AutoNormal(model)
-    TraceHamiltonian_ELBO(**first).loss(model, guide)
+    TraceHamiltonian_ELBO(**first, path="posterior").loss(model, guide)
     settings = {**first, **second}
     with pytest.raises(ValueError, match=f"{match}.*another name, or clear the param store"):
-        TraceHamiltonian_ELBO(**settings).loss(model, guide)
-    TraceHamiltonian_ELBO(**settings, name="other").loss(model, guide)
+        TraceHamiltonian_ELBO(**settings, path="posterior").loss(model, guide)
+    TraceHamiltonian_ELBO(**settings, name="other", path="posterior").loss(model, guide)
 
 
 def test_a_messenger_that_observes() -> None:
     model = normal_hierarchy(PYRO)
     with pytest.raises(NotImplementedError, match="got AutoHierarchicalNormalM"):
-        TraceHamiltonian_ELBO().loss(model, AutoHierarchicalNormalMessenger(model))
+        TraceHamiltonian_ELBO(path="posterior").loss(model, AutoHierarchicalNormalMessenger(model))

@@ -61,7 +61,7 @@ RESUMED: dict[str, Callable[[], Any]] = {
     "mmd": TraceMMD_ELBO,
     "infomax": lambda: TraceInfoMax_ELBO(ConcatCritic(3, 2, hidden=(8,))),
     "hamiltonian": lambda: TraceHamiltonian_ELBO(
-        3, 0.1, per_step=True, tempering="free", max_step_size=0.7
+        3, 0.1, per_step=True, tempering="free", max_step_size=0.7, path="posterior"
     ),
 }
 
@@ -93,7 +93,7 @@ def test_evaluate_loss_leaves_no_gradient() -> None:
 
 def test_a_flow_is_trained_and_evaluated() -> None:
     model, guide, args = programs.vae(num=40, batch=10)
-    objective = TraceHamiltonian_ELBO(3, 0.1, per_step=True, tempering="free")
+    objective = TraceHamiltonian_ELBO(3, 0.1, per_step=True, tempering="free", path="posterior")
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), loss=objective)
     before = svi.evaluate_loss(*args)
     names = set(pyro.get_param_store().keys())

@@ -33,7 +33,7 @@ def test_too_large_a_step_warns_and_training_goes_on() -> None:
             pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.3)), 1.0))
 
     x = torch.ones(16)
-    objective = TraceHamiltonian_ELBO(10, 0.4, max_step_size=5.0)
+    objective = TraceHamiltonian_ELBO(10, 0.4, max_step_size=5.0, path="posterior")
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), loss=objective)
     pyro.enable_validation(False)
     with pytest.warns(UserWarning, match=r"the flow of 'z' diverged in \d+ of 16 rows.*step_size"):
@@ -41,7 +41,7 @@ def test_too_large_a_step_warns_and_training_goes_on() -> None:
     assert math.isfinite(loss)
     for value in pyro.get_param_store().values():
         assert torch.isfinite(value).all()
-    objective = TraceHamiltonian_ELBO(2, 1e-8, name="small")
+    objective = TraceHamiltonian_ELBO(2, 1e-8, name="small", path="posterior")
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), loss=objective)
     assert math.isfinite(svi.step(x))
 
@@ -84,7 +84,7 @@ def test_a_divergence_below_a_penalty_spoils_no_parameter() -> None:
         with pyro.plate("data", 16):
             pyro.sample("z", dist.Normal(loc, 1.0))
 
-    base = TraceHamiltonian_ELBO(10, 0.4, max_step_size=5.0)
+    base = TraceHamiltonian_ELBO(10, 0.4, max_step_size=5.0, path="posterior")
     objective = TraceMMD_ELBO(base=base)
     pyro.enable_validation(False)
     with pytest.warns(UserWarning, match="step_size"):

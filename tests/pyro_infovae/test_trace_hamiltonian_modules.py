@@ -88,7 +88,9 @@ def test_a_module_has_the_flow_as_parameters() -> None:
         x = torch.randn(10)
         module(x)
         names = {name for name, _ in module.named_parameters()}
-        assert {"flow.step_size_unconstrained", "flow.beta_0_unconstrained"} < names
+        learned = {"increment_logits_unconstrained", "persistence_unconstrained"}
+        learned |= {"step_size_z_unconstrained_unconstrained"}
+        assert {f"flow.{name}" for name in learned} < names
         losses = losses_of_module(module, x, steps=100)
         assert sum(losses[-20:]) < sum(losses[:20])
 

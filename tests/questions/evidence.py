@@ -14,7 +14,7 @@ from tests.questions.programs import in_plate
 WEIGHT = np.array([[1.0, 0.8], [-0.5, 1.2], [0.9, 0.7]])
 NOISE = 0.4
 POSTERIOR = np.linalg.inv(np.eye(2) + WEIGHT.T @ WEIGHT / NOISE**2)
-FLOW = {"num_steps": 5, "step_size": 0.15, "beta_0": 0.7, "learn": False}
+FLOW = {"num_steps": 5, "step_size": 0.15, "learn": False}
 
 
 def linear_gaussian(

@@ -222,7 +222,7 @@ class TestReliability:
             half.sample("z", half.dist.Normal(0 * ones, 1.0))
 
         case = Case(*(in_plate(half, 3, draw) for draw in (model, guide)))
-        elbo = half.library.TraceHamiltonian_ELBO(10, 0.4, learn=False)
+        elbo = half.library.TraceHamiltonian_ELBO(10, 0.4, path="posterior", learn=False)
         with pytest.warns(UserWarning, match=r"no draw has a weight in 3 of 3 rows.*step_size"):
             result = run(half, case, num_samples=50, elbo=elbo)
         assert np.isneginf(np.asarray(result.log_evidence)).all()

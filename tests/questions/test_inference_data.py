@@ -102,7 +102,9 @@ class TestRefine:
         """From a guide at 0 the flow moves half the way to the data, and more."""
         normal = half.dist.Normal(half.array(np.zeros(12)), 1.0)
         case = normals(half)._replace(guide=in_plate(half, 12, lambda _: half.sample("z", normal)))
-        refine = half.library.TraceHamiltonian_ELBO(5, 0.15, tempering="none", learn=False)
+        refine = half.library.TraceHamiltonian_ELBO(
+            5, 0.15, tempering="none", learn=False, path="posterior"
+        )
         found = run(half, case, num_samples=500, refine=refine)
         means = found.posterior["z"].values.mean((0, 1))
         assert 0.4 < (means @ X) / (X @ X) < 1.2

@@ -45,12 +45,12 @@ def log_normal(value: Any, loc: Any, scale: float) -> Any:
 @slow_in_numpyro
 def test_a_diverged_row_counts_by_the_guides_own_draw(half: Half) -> None:
     """The rest of the step is that of a minibatch without it; its own part is the stock ELBO's."""
-    flow = half.library.TraceHamiltonian_ELBO(8, 0.3)
+    flow = half.library.TraceHamiltonian_ELBO(8, 0.3, path="posterior")
     steps = []
     for rows in (np.arange(4), np.arange(1, 4)):
         given = [noise[rows] for noise in NOISE]
         case = programs(half, rows)
-        steps += half.steps([flow], case, draws=lambda given=given: GivenArrays(*given))
+        steps += half.steps([flow], case, draws=lambda given=given: GivenArrays(*given, *given))
     whole, others = steps
     z = SCALE * NOISE[0][0]
     own = log_normal(z, 0, SCALE) - log_normal(z, 0, 1) - log_normal(0, STEEP[0] * z**2, 1)
@@ -76,7 +76,7 @@ def test_a_diverged_draw_has_weight_0(half: Half) -> None:
     def guide() -> None:
         half.sample("z", half.dist.Normal(0.0, 1.0))
 
-    flow = half.library.TraceHamiltonian_ELBO(8, 0.15, learn=False)
+    flow = half.library.TraceHamiltonian_ELBO(8, 0.15, learn=False, path="posterior")
     log_weights = half.log_weights(flow, Case(model, guide), draws=20_000)
     assert np.isneginf(log_weights).mean() > 0.01
     assert not np.isnan(log_weights).any()
@@ -90,7 +90,7 @@ def test_a_diverged_draw_has_weight_0(half: Half) -> None:
 
 @in_pyro
 def test_a_step_with_a_diverged_row_trains_every_parameter(half: Half) -> None:
-    flow = half.library.TraceHamiltonian_ELBO(8, 0.3)
+    flow = half.library.TraceHamiltonian_ELBO(8, 0.3, path="posterior")
     with pytest.warns(UserWarning, match=r"of 'z' diverged in 1 of 4 rows.*lower step_size"):
         trained = half.trained(flow, programs(half, np.arange(4)), steps=3)
     assert np.isfinite(trained.losses).all()
@@ -106,7 +106,7 @@ def test_a_captured_step_is_pyros_where_a_row_diverges(half: Half) -> None:
         pyro.clear_param_store()
         pyro.set_rng_seed(2)
         case = programs(half, np.arange(4))
-        flow = half.library.TraceHamiltonian_ELBO(8, 0.06)
+        flow = half.library.TraceHamiltonian_ELBO(8, 0.06, path="posterior")
         svi = kind(case.model, case.guide, pyro.optim.Adam({"lr": 1e-2}), loss=flow)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

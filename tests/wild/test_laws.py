@@ -175,7 +175,8 @@ class GivenDraws:
     def noise(self, name: str, shape: torch.Size) -> Tensor:
         if name == "t":
             given = torch.tensor(self.parents)
-            if len(shape) == 0:
+            if len(shape) == 0:  # each particle draws it once
+                self.particle += 1
                 return given[self.particle % len(given)]
             return given.reshape(-1, *(1,) * (len(shape) - 1))
         rng = np.random.default_rng(int(name[1:]) + 1)
@@ -183,15 +184,6 @@ class GivenDraws:
         if shape and shape[-1] > 1:
             return numbers[self.index]
         return numbers[0]
-
-    def counted(self, case: Case) -> Case:
-        """The programs, whose guide starts a particle."""
-
-        def guide(*args: Any) -> None:
-            self.particle += 1
-            case.guide(*args)
-
-        return case._replace(guide=guide)
 
 
 @torch.no_grad()
@@ -264,7 +256,7 @@ class TestParticles:
             values = []
             for elbo in typical(spec, batch=False, **particles):
                 draws = GivenDraws(parents=parents)
-                case = draws.counted(program(PYRO, spec, draws=draws))
+                case = program(PYRO, spec, draws=draws)
                 values.append(loss(elbo, case))
             return np.array(values)
 

@@ -83,4 +83,6 @@ def test_a_support_that_no_transform_reaches_is_named(half: Half) -> None:
     with pytest.raises(
         NotImplementedError, match=r"Site 'z' has the support .*name others in sites"
     ):
-        half.loss(half.library.TraceHamiltonian_ELBO(), programs(half, OnTheLattice))
+        half.loss(
+            half.library.TraceHamiltonian_ELBO(path="posterior"), programs(half, OnTheLattice)
+        )

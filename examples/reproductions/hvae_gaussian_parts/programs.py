@@ -100,6 +100,7 @@ def fit(
                 beta_0=methods.BETA_0,
                 tempering=method.tempering,
                 **half.particles(methods.PARTICLES, plates=1),
+                path="posterior",
             )
         else:
             objective = half.Trace_ELBO()

@@ -82,4 +82,5 @@ def objective(method: Method, latent_dim: int, backend: str) -> Any:
         beta_0=method.beta_0,
         tempering=method.tempering,
         per_step=per_step,
+        path="posterior",
     )

@@ -71,6 +71,7 @@ def fit(problem: str, method: str, num_steps: int, seed: int, plan: Plan, *, bac
                 max_step_size=posteriors.MAX_STEP_SIZE,
                 tempering="free",
                 **vectorized,
+                path="posterior",
             )
         zeros = {site: half.array(np.zeros(shape)) for site, shape in SITES[problem].items()}
         start = {"init_loc_fn": half.init_to_value(values=zeros), "init_scale": INIT_SCALE}

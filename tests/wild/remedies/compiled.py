@@ -233,13 +233,14 @@ def what_no_graph_can_hold(half: Asking) -> Sequence[Action]:
 # --- the flow: what is warned of ------------------------------------------------------------------
 
 
-def flow(model: Any, guide: Any, **settings: Any) -> Action:
-    """A step of the loss, whose values may be outside of their supports."""
+def flow(model: Any, guide: Any, *, count: int = 1, **settings: Any) -> Action:
+    """Steps of the loss, whose values may be outside of their supports."""
 
     def run() -> None:
         with pyro.validation_enabled(False):
             elbo = TraceHamiltonian_ELBO(**settings)
-            assert math.isfinite(elbo.loss_and_grads(model, guide))
+            for _ in range(count):
+                assert math.isfinite(elbo.loss_and_grads(model, guide))
 
     return run
 
@@ -252,11 +253,28 @@ def diverged(half: Asking) -> Sequence[Action]:
             pyro.sample("x", dist.Normal(torch.exp(3 * z), 0.1), obs=torch.tensor(FEW))
 
     guide = normal(torch.tensor(FEW))[1]
-    large = {"num_steps": 5, "step_size": 0.45}
+    posterior = {"num_steps": 5, "path": "posterior"}
     return (
-        flow(model, guide, **large),
-        flow(model, guide, num_steps=5, step_size=1e-4),
-        flow(model, guide, num_steps=5, step_size=1e-4, max_step_size=1e-3),
+        flow(model, guide, step_size=0.45, **posterior),
+        flow(model, guide, step_size=1e-4, **posterior),
+        flow(model, guide, step_size=1e-4, max_step_size=1e-3, **posterior),
+    )
+
+
+@follows("more than a nat per row below that of the guide's own draws", only="pyro")
+def flow_that_does_harm(half: Asking) -> Sequence[Action]:
+    def draw(scale: float) -> Any:
+        def run() -> None:
+            with pyro.plate("data", 4):
+                pyro.sample("z", dist.Normal(torch.zeros(()), scale))
+
+        return run
+
+    narrow = draw(0.01)
+    return (
+        flow(narrow, draw(1.0), step_size=0.5, count=2),
+        flow(narrow, draw(1.0), step_size=1e-3, count=2),
+        flow(narrow, draw(0.01), step_size=0.5, count=2),
     )
 
 

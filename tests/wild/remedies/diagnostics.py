@@ -475,7 +475,7 @@ def no_weight(half: Asking) -> Sequence[Action]:
     case = Case(*(in_plate(half, 3, draw) for draw in (model, guide)))
 
     def refined(step_size: float) -> Action:
-        elbo = half.library.TraceHamiltonian_ELBO(10, step_size, learn=False)
+        elbo = half.library.TraceHamiltonian_ELBO(10, step_size, path="posterior", learn=False)
         return evidence(half, case, elbo=elbo, num_samples=200)
 
     return refined(20.0), refined(0.05)

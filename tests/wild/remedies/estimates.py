@@ -276,14 +276,16 @@ def critic_with_a_state(half: Asking) -> Sequence[Action]:
 # --- parameters of an objective -------------------------------------------------------------------
 
 
-def _undeclared(half: Asking, make: Callable[[], Any]) -> Sequence[Action]:
+def _undeclared(half: Asking, make: Callable[[], Any], *, wraps: str) -> Sequence[Action]:
     case = vae(half)
 
-    def step(svi_of: Any, wrap: Callable[[Any], Any]) -> Action:
+    def step(svi_of: Any, *, is_wrapped: bool = False) -> Action:
         def run() -> None:
             elbo = make()
-            model = wrap(elbo)(case.model)
-            svi = svi_of(model, case.guide, numpyro.optim.Adam(1e-2), loss=elbo)
+            programs = {"model": case.model, "guide": case.guide}
+            if is_wrapped:
+                programs[wraps] = getattr(elbo, f"wrap_{wraps}")(programs[wraps])
+            svi = svi_of(*programs.values(), numpyro.optim.Adam(1e-2), loss=elbo)
 
             def first(key: Any) -> Any:
                 return svi.update(svi.init(key, *case.args), *case.args)[1]
@@ -293,20 +295,27 @@ def _undeclared(half: Asking, make: Callable[[], Any]) -> Sequence[Action]:
         return run
 
     return (
-        step(numpyro.infer.SVI, lambda elbo: lambda model: model),
-        step(half.library.SVI, lambda elbo: lambda model: model),
-        step(numpyro.infer.SVI, lambda elbo: elbo.wrap_model),
+        step(numpyro.infer.SVI),
+        step(half.library.SVI),
+        step(numpyro.infer.SVI, is_wrapped=True),
     )
 
 
-@follows("that svi.init did not declare", only="numpyro", quick=())
+@follows("or pass elbo.wrap_model(model) as the model", only="numpyro", quick=())
 def undeclared_step_size(half: Asking) -> Sequence[Action]:
-    return _undeclared(half, lambda: half.library.TraceHamiltonian_ELBO(2))
+    elbo = half.library.TraceHamiltonian_ELBO
+    return _undeclared(half, lambda: elbo(2, path="posterior"), wraps="model")
+
+
+@follows("or pass elbo.wrap_guide(guide) as the guide", only="numpyro", quick=())
+def undeclared_step_size_of_a_base(half: Asking) -> Sequence[Action]:
+    elbo = half.library.TraceHamiltonian_ELBO
+    return _undeclared(half, lambda: elbo(2), wraps="guide")
 
 
 @follows("Expected the critic's parameters", only="numpyro")
 def undeclared_critic(half: Asking) -> Sequence[Action]:
-    return _undeclared(half, lambda: _infomax(half))
+    return _undeclared(half, lambda: _infomax(half), wraps="model")
 
 
 def _infomax(half: Asking, width: int = 8, **settings: Any) -> Any:
@@ -344,9 +353,9 @@ def earlier_flow(half: Asking) -> Sequence[Action]:
     def after(between: Action, **settings: Any) -> Action:
         def run() -> None:
             case = Case(model, pyro.infer.autoguide.AutoNormal(model))
-            _loss(half.library.TraceHamiltonian_ELBO(), case)
+            _loss(half.library.TraceHamiltonian_ELBO(2), case)
             between()
-            _loss(half.library.TraceHamiltonian_ELBO(per_step=True, **settings), case)
+            _loss(half.library.TraceHamiltonian_ELBO(3, **settings), case)
 
         return run
 
@@ -386,12 +395,7 @@ def earlier_critic_in_numpyro(half: Asking) -> Sequence[Action]:
 @follows("give this objective another name, or initialise them anew", only="numpyro", quick=())
 def earlier_flow_in_numpyro(half: Asking) -> Sequence[Action]:
     hamiltonian = half.library.TraceHamiltonian_ELBO
-    return _continued(
-        half,
-        hamiltonian(3),
-        hamiltonian(3, per_step=True),
-        hamiltonian(3, per_step=True, name="other"),
-    )
+    return _continued(half, hamiltonian(2), hamiltonian(3), hamiltonian(3, name="other"))
 
 
 # --- tempering, integrators, derivatives ----------------------------------------------------------
@@ -466,9 +470,47 @@ def momenta_of_a_shape(half: Asking) -> Sequence[Action]:
     )
 
 
-@follows("Expected step_size of the sites")
+@follows("Expected step_size of the sites …; got …")
 def steps_of_the_sites(half: Asking) -> Sequence[Action]:
     return tuple(_leapfrog(half, step_size=s) for s in ({"a": 0.1}, {"a": 0.1, "b": 0.2}))
+
+
+def _annealed(half: Asking, **change: Any) -> Action:
+    """Two steps of an annealed flow of a site of one number."""
+    one = np.ones(1)
+    given = {
+        "inverse_temperatures": np.array([0.5, 1.0]),
+        "persistence": 0.7 * one,
+        "noise": {"a": np.ones((1, 1))},
+        **change,
+    }
+    arguments = jax.tree.map(half.array, {"u": {"a": one}, "rho": {"a": one}, **given})
+
+    def run() -> None:
+        module(half, "integrators").annealed_leapfrog(
+            gradients=lambda u: (u, u, half.array(0.0)),
+            step_size={"a": half.array(np.full(2, 0.1))},
+            event_dims={"a": 1},
+            **arguments,
+        )
+
+    return run
+
+
+@follows("Expected inverse_temperatures of shape (num_steps,)")
+def temperatures_of_an_annealed_flow(half: Asking) -> Sequence[Action]:
+    given = np.ones((2, 1)), np.ones(2)
+    return tuple(_annealed(half, inverse_temperatures=betas) for betas in given)
+
+
+@follows("Expected persistence of shape")
+def persistence_of_an_annealed_flow(half: Asking) -> Sequence[Action]:
+    return tuple(_annealed(half, persistence=np.ones(n)) for n in (2, 1))
+
+
+@follows("Expected noise[…] of shape")
+def noise_of_an_annealed_flow(half: Asking) -> Sequence[Action]:
+    return tuple(_annealed(half, noise={"a": np.ones((n, 1))}) for n in (2, 1))
 
 
 @follows("Expected step_size of … to broadcast to …; got shape …")
@@ -489,11 +531,13 @@ def one_length_for_each_step(half: Asking) -> Sequence[Action]:
     return tuple(_leapfrog(half, step_size=np.full(n, 0.1), per_step=True) for n in (3, 4))
 
 
-@follows("Expected a scalar function")
+@follows("Expected a scalar function", only="pyro")
 def gradient_of_a_vector(half: Asking) -> Sequence[Action]:
-    gradient = module(half, "_arrays.checkpointing").checkpointed_gradient
-    z = half.array(np.ones(3))
-    return lambda: gradient(lambda z: z**2, (z,)), lambda: gradient(lambda z: (z**2).sum(), (z,))
+    z = torch.ones(3)
+    return (
+        lambda: checkpointed_gradient(lambda z: z**2, (z,)),
+        lambda: checkpointed_gradient(lambda z: (z**2).sum(), (z,)),
+    )
 
 
 @follows("Expected a differentiable function", only="pyro")
@@ -535,7 +579,7 @@ def other_parameters_in_backward(half: Asking) -> Sequence[Action]:
     def step(*, inside: bool) -> Action:
         def run() -> None:
             with pyro.get_param_store().scope():
-                elbo = half.library.TraceHamiltonian_ELBO(2, 0.1)
+                elbo = half.library.TraceHamiltonian_ELBO(2, 0.1, checkpoint=True)
                 loss = elbo.differentiable_loss(weighted, guide)
                 if inside:
                     loss.backward()

@@ -509,7 +509,7 @@ def support_without_transform(half: Asking) -> Sequence[Action]:
         half.sample("w", half.dist.Normal(x + half.param("m", 0.1), 1.0))
         half.sample("z", prior(half.dist.Normal(x, 1.0)))
 
-    case = program(half, partial(draw, prior=OnTheLattice), partial(draw, prior=lambda fn: fn))
+    case = program(half, *[partial(draw, prior=OnTheLattice)] * 2)
     return flow(half, case), flow(half, case, sites=["w"])
 
 
@@ -539,6 +539,35 @@ def plate_left_out_by_the_guide(half: Asking) -> Sequence[Action]:
         flow(half, case(num=6, is_declared=True)),
         flow(half, case(num=12, is_declared=False)),
     )
+
+
+@follows("sites leaves out '…', which the guide computes from '…'")
+def latents_of_one_vector(half: Asking) -> Sequence[Action]:
+    plain = hierarchy(half)
+    case = plain._replace(guide=half.auto("AutoMultivariateNormal", plain.model, *plain.args))
+    return (
+        flow(half, case, sites=["z"]),
+        flow(half, case, sites=["theta", "z"]),
+        flow(half, case, sites=["z"], path="posterior"),
+    )
+
+
+@follows("cannot be evaluated where the flow moves it", only="numpyro", quick=())
+def density_of_an_autoregressive_flow(half: Asking) -> Sequence[Action]:
+    plain = hierarchy(half)
+    case = plain._replace(
+        guide=half.auto("AutoBNAFNormal", plain.model, *plain.args, hidden_factors=[1])
+    )
+    return (
+        flow(half, case, precondition="none"),
+        flow(half, case, precondition="guide"),
+        flow(half, case, path="posterior"),
+    )
+
+
+@follows("Expected step_size of the sites that move in the guide")
+def steps_of_what_moves(half: Asking) -> Sequence[Action]:
+    return tuple(flow(half, vae(half), step_size={site: 0.1}) for site in ("x", "z"))
 
 
 @follows("whose rows would share one draw", only="numpyro", quick=())

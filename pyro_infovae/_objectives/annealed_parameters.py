@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: MIT
+"""What an annealed flow learns: its step sizes, its temperatures and how far momenta persist."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_infovae._core import step_scale
+from pyro_infovae._core.flow_options import AnnealedOptions
+from pyro_infovae._traces.annealed_guide import AnnealedSettings
+
+
+class AnnealedParameters(PyroModule):
+    r"""Step sizes, inverse temperatures and persistence of a flow, learned or fixed.
+
+    Learned values are Pyro parameters under the module's name: step sizes, one tensor for each site
+    of the guide that moves, positive or in (0, max_step_size); the logits of the increments of the
+    inverse temperature, :math:`\beta = \mathrm{cumsum}(\mathrm{softmax})`; and the persistence in
+    (0, 1). A persistence of 0 or 1 stays.
+
+    Args:
+        name: the name in the param store.
+        options: the settings that they start from.
+
+    Raises:
+        ValueError: for numbers out of range; when used, where the param store holds values of other
+            shapes under the same name.
+    """
+
+    def __init__(self, name: str, options: AnnealedOptions) -> None:
+        super().__init__(name)
+        self.options = options
+        between = options.num_steps - 1
+        persistence = torch.full((between,), options.persistence)
+        learns = options.learn and between > 0
+        self._add("increment_logits", torch.zeros(between + 1), constraints.real, learns)
+        learns = learns and 0 < options.persistence < 1
+        self._add("persistence", persistence, constraints.unit_interval, learns)
+        self.register_buffer("monitor", torch.tensor(step_scale.start()))
+
+    def forward(
+        self, positions: Mapping[str, Tensor], event_dims: Mapping[str, int]
+    ) -> AnnealedSettings:
+        """The values to run with, registered as parameters on the way.
+
+        Args:
+            positions: where the sites start that move, by name.
+            event_dims: how many of their dims are event dims.
+        """
+        options = self.options
+        sizes = options.step_sizes(positions)
+        scale = self.monitor[1].clone()
+        step_sizes = {}
+        for site, position in positions.items():
+            event = position.shape[position.dim() - event_dims[site] :]
+            shape = options.step_size_shape(sizes[site], event)
+            step_sizes[site] = (scale * self._step_size(site, sizes[site], shape)).to(position)
+        like = next(iter(positions.values()))
+        return AnnealedSettings(
+            step_size={
+                site: size if options.per_step else size.expand(options.num_steps, *size.shape)
+                for site, size in step_sizes.items()
+            },
+            inverse_temperatures=self.increment_logits.softmax(0).cumsum(0).to(like),
+            persistence=self.persistence.to(like),
+        )
+
+    def adapt(self, gain: Tensor) -> None:
+        """Shrink the steps of the next evaluations while the flow does harm.
+
+        Args:
+            gain: by how much the flow's bound is above that of its unmoved draw, in nats per row.
+        """
+        with torch.no_grad():
+            self.monitor.copy_(step_scale.adapted(self.monitor, gain.to(self.monitor)))
+
+    def terms(self) -> dict[str, Tensor]:
+        """What a step is told of beside its losses."""
+        return {"step_scale": self.monitor[1].clone()}
+
+    def _step_size(self, site: str, size: float | Tensor, shape: tuple[int, ...]) -> Tensor:
+        key = f"step_size_{site.replace('.', '_')}"
+        if not hasattr(self, key):
+            with torch.inference_mode(False), torch.no_grad():
+                value = torch.as_tensor(size, dtype=torch.get_default_dtype()).expand(shape)
+            bound = self.options.max_step_size
+            constraint = constraints.positive if bound is None else constraints.interval(0.0, bound)
+            self._add(key, value.clone(), constraint, self.options.learn)
+        value = getattr(self, key)
+        if value.shape != shape:
+            raise ValueError(
+                f"Expected '{self._pyro_name}.{key}' of shape {tuple(shape)}; the param store "
+                f"holds one of shape {tuple(value.shape)}: give this objective another name, or "
+                "clear the param store"
+            )
+        return value
+
+    def _add(
+        self, key: str, value: Tensor, constraint: constraints.Constraint, learns: bool
+    ) -> None:
+        value = value.to(torch.get_default_dtype())
+        if learns:
+            setattr(self, key, PyroParam(value, constraint))
+        else:
+            self.register_buffer(key, value)
