@@ -21,32 +21,28 @@ from tests.pyro_infovae.distributed_worker import Share, Trained, train
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 from pathlib import Path
+import torch._dynamo  # which optimisers import, here once for all processes
+from torch.multiprocessing import start_processes
 from tests.pyro_infovae.distributed_worker import main
-main({rank}, {world}, Path({folder!r}), {names!r})
+given = {world}, Path({folder!r}), {names!r}
+start_processes(main, given, nprocs={world}, start_method="fork")
 """
 pytestmark = pytest.mark.filterwarnings("ignore:TraceInfoMax_ELBO estimates mutual information")
 
 
 def run(world: int, folder: Path, names: list[str]) -> list[Any]:
     """What every process saved."""
-    given = {"world": world, "folder": str(folder), "names": names}
-    programs = [PROGRAM.format(rank=rank, **given) for rank in range(world)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", program],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for program in programs
-    ]
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert all(process.returncode == 0 for process in processes), errors
+    program = PROGRAM.format(world=world, folder=str(folder), names=names)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
 
 
