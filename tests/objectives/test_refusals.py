@@ -148,5 +148,5 @@ class TestFlow:
     @in_numpyro
     def test_a_free_schedule_that_starts_at_no_temperature(self, half: Half) -> None:
         elbo = half.library.TraceHamiltonian_ELBO
-        message = says(lambda: elbo(beta_0=0.0, tempering="free"))
+        message = says(lambda: elbo(path="posterior", beta_0=0.0, tempering="free"))
         assert message.endswith("0 < beta_0 <= 1; got 0.0")

@@ -200,6 +200,6 @@ class TestGradients:
             model()
 
         with pyro.get_param_store().scope():
-            loss = flow().differentiable_loss(weighted, guide)
+            loss = flow(checkpoint=True).differentiable_loss(weighted, guide)
         with pytest.raises(RuntimeError, match="parameters of forward"):
             loss.backward()
