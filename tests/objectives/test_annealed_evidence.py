@@ -138,7 +138,7 @@ AUTOMATIC = [
 ]
 
 
-@in_both("kind", [*AUTOMATIC, "AutoNormal, none"], quick=["AutoDiagonalNormal"])
+@in_both("kind", [*AUTOMATIC, "AutoNormal, none"], quick=[])
 def test_automatic_guides(half: Half, kind: str) -> None:
     """With a constrained latent: v = exp θ."""
 
@@ -155,7 +155,7 @@ def test_automatic_guides(half: Half, kind: str) -> None:
     assert_evidence(half, Case(model, guide), HIERARCHY, elbo)
 
 
-@slow_in_numpyro
+@pytest.mark.slow
 def test_a_guide_that_is_a_flow(half: Half) -> None:
     """In the coordinates of its noise nobody has to invert it."""
     model = normal_hierarchy(half)
@@ -215,7 +215,7 @@ def test_nested_plates_with_masked_items(half: Half) -> None:
     assert_evidence(half, Case(model, guide), evidence, annealed(half))
 
 
-@slow_in_numpyro
+@pytest.mark.slow
 def test_a_subsampled_plate(half: Half) -> None:
     """Every datum is moved by its own posterior: the loss is that of the minibatch, scaled up."""
 

@@ -216,7 +216,7 @@ def test_a_guide_of_correlated_noise(half: Half) -> None:
 GUIDES = ["one", "dependent", "automatic", "constrained"]
 
 
-@in_both("kind", GUIDES, quick=["dependent"])
+@in_both("kind", GUIDES, quick=["one"])
 def test_no_step_is_the_stock_bound(half: Half, kind: str) -> None:
     def guide() -> None:
         theta = half.sample("theta", half.dist.Normal(half.param("loc", 0.2), 0.9))
