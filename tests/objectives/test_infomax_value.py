@@ -108,11 +108,11 @@ class TestFormula:
     @slow_in_numpyro
     def test_the_expected_penalty_ignores_the_particles(self, half: Half) -> None:
         case = vae(half, x=np.random.default_rng(1).normal(size=(30, 3)))
-        alone = half.penalties(half.library.TraceInfoMax_ELBO(critic(half)), case, count=120)
+        alone = half.penalties(half.library.TraceInfoMax_ELBO(critic(half)), case, count=60)
         for vectorize in (True, False):
             particles = {"num_particles": 8, "vectorize_particles": vectorize}
             many = half.library.TraceInfoMax_ELBO(critic(half), **particles)
-            values = half.penalties(many, case, count=30)
+            values = half.penalties(many, case, count=10)
             assert averages_to(alone, float(values.mean()))
             assert abs(float(values.mean())) > 8 * standard_error(values)
 

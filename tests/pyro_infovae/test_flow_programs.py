@@ -34,11 +34,12 @@ def flow(**settings: Any) -> Any:
     return flows.flow(PYRO, **{"beta_0": 0.7, **settings})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "auto",
     [
-        pytest.param(AutoIAFNormal, marks=pytest.mark.slow),
-        pytest.param(AutoLowRankMultivariateNormal, marks=pytest.mark.slow),
+        AutoIAFNormal,
+        AutoLowRankMultivariateNormal,
         lambda model: AutoStructured(
             model, conditionals={"theta": "normal", "z": "normal"}, dependencies={"z": {}}
         ),

@@ -75,6 +75,7 @@ def test_dropout_draws_the_same_in_backward(train: bool) -> None:
     assert_gradients(PYRO, Case(model, guide, (programs.data(4),)))
 
 
+@pytest.mark.slow
 def test_a_module_has_the_flow_as_parameters() -> None:
     class Model(pyro.nn.PyroModule):
         def forward(self, x: Tensor) -> None:

@@ -174,6 +174,7 @@ class TestValues:
         report = half.ask("aggregated_posterior", mixture(half, locs=100 * LOCS))
         assert report.mutual_information == pytest.approx(math.log(5), abs=1e-6)
 
+    @slow_in_numpyro
     def test_sites_leave_out_what_other_latents_depend_on(self, half: Asking) -> None:
         report = half.ask("aggregated_posterior", two_latents(half), sites=["z1"])
         assert report.mutual_information == pytest.approx(0.0, abs=1e-12), "drawn from the prior"

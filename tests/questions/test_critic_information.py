@@ -106,7 +106,7 @@ class TestMutualInformation:
         assert report.estimate == pytest.approx(0.3, abs=4 * report.standard_error)
         assert report.standard_error < 0.1
 
-    @slow_in_numpyro
+    @pytest.mark.slow
     def test_what_the_critic_memorises_does_not_count(self, half: Asking) -> None:
         """A code that has nothing to do with x, but is always the same for a datum."""
         hidden = half.array(data(120, 2, seed=9))

@@ -10,7 +10,7 @@ import pytest
 
 from tests.elbo_suite import assert_same_step
 from tests.halves import Case, Half
-from tests.objectives.alone import in_numpyro, in_pyro
+from tests.objectives.alone import in_numpyro, in_pyro, slow_in_numpyro
 from tests.objectives.statistics import averages_to
 from tests.refusals import says
 
@@ -70,6 +70,7 @@ def test_one_particle_is_the_elbo_on_a_minibatch_too(half: Half) -> None:
     assert_same_step(*half.steps(elbos, wide_guide(half, batch=10)), own_parameters=set())
 
 
+@slow_in_numpyro
 def test_all_data_give_the_bound(half: Half) -> None:
     losses = half.losses(
         [over(half, half.infer.RenyiELBO(num_particles=5))], wide_guide(half), count=100

@@ -275,6 +275,7 @@ def test_more_particles_do_not_change_the_penalty(half: Half, sites: str) -> Non
 
 
 @in_pyro
+@pytest.mark.slow
 def test_vectorised_particles_do_not_change_it_either(half: Half) -> None:
     settings = {"sites": "z", "num_particles": 6, "estimator": "closed_form"}
     single = half.library.TraceMMD_ELBO(0.0, 2.0, **settings)
