@@ -23,11 +23,11 @@ from tests.objectives.flows import (
 
 
 def annealed_of(half: Half, seed: int) -> Any:
-    """Over the seeds, every number of steps, persistence and unit of length, and large steps."""
+    """Over the seeds, every number of steps, persistence, step size and unit of length."""
     return annealed(
         half,
         [1, 4, 8][seed % 3],
-        [0.3, 0.8, 0.1, 2.5][seed % 4],
+        [0.3, 0.5, 0.1, 0.2][seed % 4],
         persistence=[0.7, 0.0, 1.0, 0.4][seed // 3 % 4],
         precondition=["guide", "none"][seed % 2],
     )
