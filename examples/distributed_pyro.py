@@ -69,6 +69,12 @@ def build(objective: str, *, seed: int) -> nn.Module:
     return OBJECTIVES[objective]()(Part(vae, "model"), Part(vae, "guide"))
 
 
+def make_parameters(module: nn.Module, images: Tensor) -> None:
+    """Call an objective once: a flow makes its step sizes then, for optimisers to find."""
+    with torch.no_grad():
+        module(images, torch.arange(BATCH_SIZE, device=images.device))
+
+
 def noise_seed(seed: int, *, epoch: int, rank: int) -> int:
     """The seed of a rank's noise in an epoch, so that a restart needs no more than the epoch."""
     return int(np.random.default_rng((seed, epoch, rank)).integers(2**63))
@@ -90,6 +96,7 @@ def train(options: argparse.Namespace, *, checkpoint: Path | None) -> list[float
     images = load("digits", data_dir=None, seed=options.seed).train_images
     images = torch.as_tensor(images, device=device)
     module = build(options.objective, seed=options.seed).to(device)
+    make_parameters(module, images)
     optimiser = torch.optim.Adam(module.parameters(), lr=1e-3)
     losses: list[float] = []
     if options.resume and checkpoint is not None and checkpoint.exists():

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from demo.cli import integer
 from demo.data import load
 from demo.digits import BATCH_SIZE, training_parser
-from distributed_pyro import OBJECTIVES, build, noise_seed, print_side_by_side
+from distributed_pyro import OBJECTIVES, build, make_parameters, noise_seed, print_side_by_side
 
 
 class LightningVAE(LightningModule):
@@ -45,6 +45,7 @@ class LightningVAE(LightningModule):
         self.loss = build(objective, seed=seed)
         images = torch.as_tensor(load("digits", data_dir=None, seed=seed).train_images)
         self.register_buffer("images", images.to(torch.get_default_dtype()), persistent=False)
+        make_parameters(self.loss, self.images)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam for the networks and for what the objective learns."""

@@ -3,16 +3,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import constraints, transform_to
 
 from pyro_infovae._core import step_scale
 from pyro_infovae._core.flow_options import AnnealedOptions
 from pyro_infovae._traces.annealed_guide import AnnealedSettings
+
+STEP_SIZE = "step_size_"
+# Runs with a gradient, the usual accumulated ones among them, after which a step size that has not
+# moved is told of.
+PATIENCE = 50
 
 
 class AnnealedParameters(PyroModule):
@@ -22,6 +29,10 @@ class AnnealedParameters(PyroModule):
     of the guide that moves, positive or in (0, max_step_size); the logits of the increments of the
     inverse temperature, :math:`\beta = \mathrm{cumsum}(\mathrm{softmax})`; and the persistence in
     (0, 1). A persistence of 0 or 1 stays.
+
+    Step sizes are made on the first call, which tells the sites' shapes, or when a state dict that
+    has them is loaded. As with every parameter that is made on a call, an optimiser that was given
+    ``parameters()`` before does not train them; a warning tells so.
 
     Args:
         name: the name in the param store.
@@ -42,6 +53,9 @@ class AnnealedParameters(PyroModule):
         learns = learns and 0 < options.persistence < 1
         self._add("persistence", persistence, constraints.unit_interval, learns)
         self.register_buffer("monitor", torch.tensor(step_scale.start()))
+        self.register_load_state_dict_pre_hook(_make_step_sizes)
+        self._still = 0
+        self._written: list[int] | None = None
 
     def forward(
         self, positions: Mapping[str, Tensor], event_dims: Mapping[str, int]
@@ -55,6 +69,7 @@ class AnnealedParameters(PyroModule):
         options = self.options
         sizes = options.step_sizes(positions)
         scale = self.monitor[1].clone()
+        self._look_after_training()
         step_sizes = {}
         for site, position in positions.items():
             event = position.shape[position.dim() - event_dims[site] :]
@@ -84,7 +99,7 @@ class AnnealedParameters(PyroModule):
         return {"step_scale": self.monitor[1].clone()}
 
     def _step_size(self, site: str, size: float | Tensor, shape: tuple[int, ...]) -> Tensor:
-        key = f"step_size_{site.replace('.', '_')}"
+        key = f"{STEP_SIZE}{site.replace('.', '_')}"
         if not hasattr(self, key):
             # Where this module has been moved to, if it has.
             like = self.increment_logits
@@ -93,9 +108,7 @@ class AnnealedParameters(PyroModule):
                     value = size.detach().to(like).expand(shape).clone()
                 else:
                     value = like.new_full(shape, size)
-            bound = self.options.max_step_size
-            constraint = constraints.positive if bound is None else constraints.interval(0.0, bound)
-            self._add(key, value, constraint, self.options.learn)
+            self._add(key, value, self._constraint, self.options.learn)
         value = getattr(self, key)
         if value.shape != shape:
             raise ValueError(
@@ -105,6 +118,30 @@ class AnnealedParameters(PyroModule):
             )
         return value
 
+    @property
+    def _constraint(self) -> constraints.Constraint:
+        bound = self.options.max_step_size
+        return constraints.positive if bound is None else constraints.interval(0.0, bound)
+
+    def _look_after_training(self) -> None:
+        if self._still == PATIENCE:
+            return
+        made = [p for key, p in self.named_parameters() if key.startswith(STEP_SIZE)]
+        if all(p.grad is None for p in made):
+            return
+        # Whether they were written to, which is known without their values.
+        written = [p._version for p in made]
+        self._still = self._still + 1 if self._written in (None, written) else PATIENCE
+        if self._written == written and self._still == PATIENCE:
+            warnings.warn(
+                f"TraceHamiltonian_ELBO: no optimiser has moved the step sizes of "
+                f"'{self._pyro_name}' in {PATIENCE} runs with gradients. They are made on the "
+                "first call of elbo(model, guide): call it once before you give its parameters() "
+                "to an optimiser, or it to DistributedDataParallel",
+                stacklevel=2,
+            )
+        self._written = written
+
     def _add(
         self, key: str, value: Tensor, constraint: constraints.Constraint, learns: bool
     ) -> None:
@@ -112,3 +149,19 @@ class AnnealedParameters(PyroModule):
             setattr(self, key, PyroParam(value, constraint))
         else:
             self.register_buffer(key, value)
+
+
+def _make_step_sizes(
+    module: AnnealedParameters, state: Mapping[str, Tensor], prefix: str, *_: Any
+) -> None:
+    """Make the step sizes that a state dict has, to load them."""
+    learns, constraint = module.options.learn, module._constraint
+    for key, value in state.items():
+        if not key.startswith(prefix + STEP_SIZE):
+            continue
+        name = key.removeprefix(prefix)
+        name = name.removesuffix("_unconstrained") if learns else name
+        if not hasattr(module, name):
+            start = value.detach().to(module.increment_logits)
+            start = transform_to(constraint)(start) if learns else start
+            module._add(name, start, constraint, learns)

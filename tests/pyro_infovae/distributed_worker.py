@@ -119,6 +119,8 @@ def train(case: Case, share: Share, *, gather: bool) -> Trained:
 def _with_ddp(objective: ELBO, model: nn.Module, guide: nn.Module, share: Share) -> Trained:
     module: nn.Module = objective(model, guide)
     trained, x = Trained(), data()
+    with share.noise(), torch.no_grad():
+        module(x, share.rows(minibatches()[0]))  # a flow makes its step sizes on a first call
     optimiser = torch.optim.Adam(module.parameters(), lr=1e-2)
     wrapped = module if share.world == 1 else DistributedDataParallel(module)
     for rows in minibatches():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -94,6 +95,45 @@ def test_a_module_has_the_flow_as_parameters() -> None:
         assert {f"flow.{name}" for name in learned} < names
         losses = losses_of_module(module, x, steps=100)
         assert sum(losses[-20:]) < sum(losses[:20])
+
+
+def loop(module: nn.Module, optimiser: torch.optim.Optimizer, steps: int) -> None:
+    for _ in range(steps):
+        optimiser.zero_grad()
+        module(programs.data(8)).backward()
+        optimiser.step()
+
+
+def step_sizes(module: nn.Module) -> dict[str, Tensor]:
+    return {k: v.detach().clone() for k, v in module.named_parameters() if "step_size" in k}
+
+
+def test_step_sizes_of_an_annealed_flow_are_loaded_and_found() -> None:
+    module = TraceHamiltonian_ELBO()(Decoder(), Encoder())
+    loop(module, torch.optim.Adam(Encoder().parameters()), 1)
+    other = TraceHamiltonian_ELBO()(Decoder(), Encoder())
+    assert step_sizes(other) == {}
+    state = {key: value + 0.1 for key, value in module.state_dict().items()}
+    other.load_state_dict(state)
+    ((key, loaded),) = step_sizes(other).items()
+    assert torch.equal(loaded, state[key])
+    loop(other, torch.optim.Adam(other.parameters()), 1)
+    assert not torch.equal(step_sizes(other)[key], loaded)
+
+
+def test_step_sizes_that_no_optimiser_has_are_told_of_once() -> None:
+    message = "no optimiser has moved the step sizes of 'hamiltonian' in 50 runs.*call it once"
+    module = TraceHamiltonian_ELBO()(Decoder(), Encoder())
+    optimiser = torch.optim.Adam(module.parameters())
+    with pytest.warns(UserWarning, match=message) as told:
+        loop(module, optimiser, 110)
+    assert len(told) == 1
+    module = TraceHamiltonian_ELBO()(Decoder(), Encoder())
+    with torch.no_grad():
+        module(programs.data(8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loop(module, torch.optim.Adam(module.parameters()), 60)
 
 
 def test_minibatches_of_a_data_loader() -> None:
