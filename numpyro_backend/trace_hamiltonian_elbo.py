@@ -18,6 +18,7 @@ from numpyro_backend._objectives.flow_parameters import FlowParameters
 from numpyro_backend._objectives.guide_with_flow import GuideWithFlow, without_flow
 from numpyro_backend._objectives.objective import Objective
 from numpyro_backend._traces.annealed_guide import AnnealedGuide
+from numpyro_backend._traces.enumeration import SummedOut
 from numpyro_backend._traces.refined_guide import RefinedGuide, SiteWeights
 from numpyro_backend.tempering import Tempering
 from pyro_infovae._core import objectives
@@ -74,6 +75,8 @@ class TraceHamiltonian_ELBO(Objective):
         >>> predictive(jax.random.key(1), x)["rate"].shape
         (4,)
     """
+
+    can_infer_discrete = True  # what the model enumerates is summed out
 
     def __init__(
         self,
@@ -159,7 +162,7 @@ class TraceHamiltonian_ELBO(Objective):
             model: the model.
             guide: the guide.
         """
-        return self._refine(model, guide, objectives.Prefactors())
+        return self._refine(_summed_out(model, guide), guide, objectives.Prefactors())
 
     def evaluate(
         self,
@@ -171,6 +174,7 @@ class TraceHamiltonian_ELBO(Objective):
         **kwargs: Any,
     ) -> Evaluation:
         """Run the guide, move its draw, and score the model there."""
+        model = _summed_out(model, guide)
         likelihood, prior, _ = self.prefactors.logp
         weighted = SiteWeights(model, observed=likelihood, latent=prior)
         refined = self._refine(model, guide, self.prefactors, declared=param_map.keys())
@@ -228,3 +232,9 @@ def _concrete(step_size: InitialStepSize | None) -> InitialStepSize | None:
             for site, size in step_size.items()
         }
     return np.asarray(step_size) if hasattr(step_size, "shape") else step_size
+
+
+def _summed_out(model: Program, guide: Program) -> Program:
+    """The model without the latents that it enumerates, under its own recording handlers."""
+    own = without_flow(unrecorded(guide))
+    return recorded_like(model, SummedOut(unrecorded(model), own))
