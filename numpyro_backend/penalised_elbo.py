@@ -8,7 +8,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial, reduce
-from importlib.util import find_spec
 from typing import Any, TypeAlias
 
 import jax
@@ -19,6 +18,7 @@ from jaxtyping import Float, Key
 from numpyro.infer.elbo import ELBO, TraceEnum_ELBO
 
 from numpyro_backend._objectives.objective import Objective, TraceAnalyticKL_ELBO, evaluate_recorded
+from numpyro_backend._traces.enumeration import check_funsor
 from numpyro_backend._traces.recording import Recorder
 from numpyro_backend.groups import Group, Rows
 from pyro_infovae._core.evaluation import Evaluation
@@ -209,11 +209,8 @@ def penalty_key(rng_key: Key[Array, ""], num_particles: int) -> Key[Array, ""]:
 
 def _check_can_be_recorded(base: ELBO) -> None:
     name = type(base).__name__
-    if isinstance(base, TraceEnum_ELBO) and find_spec("funsor") is None:
-        raise ImportError(
-            f"Expected funsor, by which {name} sums latents out; it is not installed: "
-            "pip install 'pyro-infovae[enum]'"
-        )
+    if isinstance(base, TraceEnum_ELBO):
+        check_funsor(name)
     for setting, default in (("multi_sample_guide", False), ("sum_sites", True)):
         if getattr(base, setting, default) is not default:
             raise NotImplementedError(

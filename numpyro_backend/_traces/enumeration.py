@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -21,6 +22,19 @@ from pyro_infovae._core.programs import Program
 
 MARGINAL = "_marginal"
 """The name of the factor with the log density of what is summed."""
+
+
+def check_funsor(caller: str) -> None:
+    """Raise, where funsor is not installed.
+
+    Raises:
+        ImportError: naming who needs it.
+    """
+    if find_spec("funsor") is None:
+        raise ImportError(
+            f"Expected funsor, by which {caller} sums latents out; it is not installed: "
+            "pip install 'pyro-infovae[enum]'"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +57,7 @@ class SummedOut:
         enumerated, nesting = self._enumerated(args, kwargs)
         if not enumerated:
             return self.fn(*args, **kwargs)
-        # An extra: other models need no funsor.
+        check_funsor("TraceHamiltonian_ELBO")
         import funsor
         from numpyro.contrib.funsor import enum
         from numpyro.contrib.funsor.infer_util import _enum_log_density

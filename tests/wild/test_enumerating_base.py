@@ -95,7 +95,7 @@ def test_the_kl_of_a_latent_whose_prior_is_summed_out(half: Half) -> None:
 
 @in_numpyro
 def test_what_is_missing_is_named(half: Half, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("numpyro_backend.penalised_elbo.find_spec", lambda name: None)
+    monkeypatch.setattr("numpyro_backend._traces.enumeration.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"funsor.*: pip install 'pyro-infovae\[enum\]'"):
         half.library.TraceMMD_ELBO(base=enum(half))
     half.library.TraceMMD_ELBO(base=half.infer.TraceGraph_ELBO())

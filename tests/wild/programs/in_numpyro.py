@@ -259,10 +259,7 @@ PROGRAMS = [
         needs_base=True,
         mmd=Refused(r"no latent is left.*'locs' is in plates.*hold no observed site", NO_PLATE),
         infomax=Refused(r"no latent is left.*'locs' is in plates.*hold no observed site", NO_PLATE),
-        hamiltonian=Refused(
-            r"'assignment' is a latent of the model that the guide does not draw.*draw it in the",
-            "a latent is summed out in the model",
-        ),
+        hamiltonian=Works(),
     ),
     _regression("AutoNormal"),
     _regression("AutoMultivariateNormal"),

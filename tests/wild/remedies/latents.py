@@ -408,7 +408,7 @@ def check_extra(package: str, extra: str) -> None:
 @follows("Expected funsor, by which", only="numpyro")
 def without_funsor(half: Asking) -> Sequence[Action]:
     def without() -> None:
-        with mock.patch("numpyro_backend.penalised_elbo.find_spec", return_value=None):
+        with mock.patch("numpyro_backend._traces.enumeration.find_spec", return_value=None):
             half.library.TraceMMD_ELBO(base=_enum(half))
 
     def installed() -> None:
@@ -416,6 +416,31 @@ def without_funsor(half: Asking) -> Sequence[Action]:
         half.library.TraceMMD_ELBO(base=_enum(half))
 
     return without, installed
+
+
+@follows("which are summed together; got … and …: draw them in the same subsampled", only="numpyro")
+def sums_scaled_apart(half: Asking) -> Sequence[Action]:
+    def of(*, outside: bool) -> Action:
+        def model(x: Any) -> None:
+            k = _enumerated(half) if outside else None
+            with numpyro.plate("data", 2 * len(x), len(x)):
+                z = half.sample("z", half.dist.Normal(0.0, 1.0))
+                k = _enumerated(half) if k is None else k
+                half.sample("x", half.dist.Normal(z + k, 1.0), obs=x)
+
+        def guide(x: Any) -> None:
+            with numpyro.plate("data", 2 * len(x), len(x)):
+                half.sample("z", half.dist.Normal(half.param("at", 0.3), 1.0))
+
+        case = Case(model, guide, (half.xp.asarray(COLUMN),))
+        flow = half.library.TraceHamiltonian_ELBO(2, 0.1, learn=False)
+        return lambda: half.evaluate(flow, case)
+
+    return of(outside=True), of(outside=False)
+
+
+def _enumerated(half: Asking) -> Any:
+    return half.sample("k", half.dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
 
 
 @follows("Expected a base ELBO that vectorises by vectorize_particles_fn alone", only="numpyro")
