@@ -104,17 +104,29 @@ class _Asking(Messenger):
 
 
 def _sites(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The sample sites of a program that nobody is asked or told of; nothing is computed."""
+    """The sample sites of a program; nobody is asked or told, nothing computed or drawn."""
     found: dict[str, Any] = {}
 
     def run(key: Array) -> None:
-        with handlers.block(), handlers.seed(rng_seed=key), handlers.trace() as trace:
+        seeded = handlers.seed(rng_seed=key)
+        with handlers.block(), seeded, handlers.trace() as trace, _Undrawn():
             program(*args, **kwargs)
         sites = {n: site for n, site in trace.items() if site["type"] == "sample"}
         found.update(sites)
 
     jax.eval_shape(run, jax.random.key(0))
     return found
+
+
+class _Undrawn(Messenger):
+    """Gives latents a value of their shape."""
+
+    def process_message(self, msg: Message) -> None:
+        """Give it."""
+        if msg["type"] == "sample" and msg["value"] is None:
+            fn = msg["fn"]
+            dtype = int if fn.support is not None and fn.support.is_discrete else float
+            msg["value"] = jnp.zeros(fn.shape(msg["kwargs"].get("sample_shape", ())), dtype)
 
 
 class _Factored(Messenger):

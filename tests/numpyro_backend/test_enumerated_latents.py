@@ -103,8 +103,10 @@ def test_no_step_is_the_stock_enumeration(name: str) -> None:
     params = {"at": jnp.array([-0.5, 0.9] if "local" not in name else [0.1, -0.4, 1.0])}
     still = TraceHamiltonian_ELBO(2, 0.0, learn=False)
     found = [
-        jax.value_and_grad(
-            lambda p, elbo=elbo: elbo.loss(jax.random.key(1), p, model, guide, *args)
+        jax.jit(
+            jax.value_and_grad(
+                lambda p, elbo=elbo: elbo.loss(jax.random.key(1), p, model, guide, *args)
+            )
         )(params)
         for elbo in (still, TraceEnum_ELBO(max_plate_nesting=nesting))
     ]

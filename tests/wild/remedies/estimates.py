@@ -392,6 +392,30 @@ def earlier_critic_in_numpyro(half: Asking) -> Sequence[Action]:
     return _continued(half, *elbos)
 
 
+@follows("no optimiser has moved the step sizes of", only="pyro")
+def optimiser_before_the_first_call(half: Asking) -> Sequence[Action]:
+    loc = torch.nn.Parameter(torch.zeros(()))
+
+    def draw() -> None:
+        half.sample("z", half.dist.Normal(loc, 1.0))
+
+    def train(*, call_first: bool) -> Action:
+        def run() -> None:
+            module = half.library.TraceHamiltonian_ELBO(2)(draw, draw)
+            if call_first:
+                with torch.no_grad():
+                    module()
+            optimiser = torch.optim.Adam([loc, *module.parameters()])
+            for _ in range(60):
+                optimiser.zero_grad()
+                module().backward()
+                optimiser.step()
+
+        return run
+
+    return train(call_first=False), train(call_first=True)
+
+
 @follows("give this objective another name, or initialise them anew", only="numpyro", quick=())
 def earlier_flow_in_numpyro(half: Asking) -> Sequence[Action]:
     hamiltonian = half.library.TraceHamiltonian_ELBO
