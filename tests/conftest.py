@@ -1,5 +1,6 @@
 """Every test starts from an empty param store, a fixed seed, float64, validation and no figure."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ os.environ.setdefault(
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
     "--xla_cpu_parallel_codegen_split_count=1",
 )
+
+# The compiled functions of thousands of tests stay: looking through them all is not for every test.
+gc.set_threshold(100_000, 50, 100)
 
 pytest.register_assert_rewrite(
     "tests.elbo_suite",

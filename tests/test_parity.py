@@ -76,7 +76,6 @@ QUICK = [
     (mmd, "subsampled"),
     (infomax, "subsampled"),
     (hamiltonian, "subsampled"),
-    (hamiltonian, "positive"),
 ]
 """The others take long, for each objective is compiled for each program."""
 CASES = [

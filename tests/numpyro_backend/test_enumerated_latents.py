@@ -97,7 +97,9 @@ CASES: dict[str, tuple[Any, Any, tuple[int, ...], int]] = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n == "hmm" else []) for n in CASES]
+)
 def test_no_step_is_the_stock_enumeration(name: str) -> None:
     model, guide, args, nesting = CASES[name]
     params = {"at": jnp.array([-0.5, 0.9] if "local" not in name else [0.1, -0.4, 1.0])}
@@ -133,12 +135,16 @@ EVIDENCE: dict[str, tuple[Any, Any, str, Any, Callable[[], float]]] = {
 }
 
 
-@pytest.mark.parametrize("name", [*EVIDENCE])
-@pytest.mark.parametrize("path", ["annealed", "posterior"])
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("local", "annealed"),
+        ("gmm", "posterior"),
+        pytest.param("hmm", "annealed", marks=pytest.mark.slow),
+    ],
+)
 def test_the_mean_weight_is_the_evidence(name: str, path: Any) -> None:
     """Of many draws, weighted by the log joint that is summed by hand."""
-    if (name, path) not in (("local", "annealed"), ("gmm", "posterior"), ("hmm", "annealed")):
-        pytest.skip("another covers it")
     model, guide, site, log_joint, evidence = EVIDENCE[name]
     refined = TraceHamiltonian_ELBO(3, 0.15, learn=False, path=path).refine(model, guide)
 

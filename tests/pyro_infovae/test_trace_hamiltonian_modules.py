@@ -121,6 +121,7 @@ def test_step_sizes_of_an_annealed_flow_are_loaded_and_found() -> None:
     assert not torch.equal(step_sizes(other)[key], loaded)
 
 
+@pytest.mark.slow
 def test_step_sizes_that_no_optimiser_has_are_told_of_once() -> None:
     message = "no optimiser has moved the step sizes of 'hamiltonian' in 50 runs.*call it once"
     module = TraceHamiltonian_ELBO()(Decoder(), Encoder())
