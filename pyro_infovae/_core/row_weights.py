@@ -26,12 +26,20 @@ def row_weights(group: Sequence[Site], run: Run, shape: tuple[int, ...]) -> Floa
                 ".to_event(), so that whole rows are masked"
             )
     value = group[0].value
-    factors = [cast(site.mask, value.dtype) for site in sites if site.mask is not None]
+    masks = [_per_row(site.mask, shape) for site in sites if site.mask is not None]
+    factors = [cast(mask, value.dtype) for mask in masks]
     if (probability := _enumerated_probability(group, run, shape)) is not None:
         factors.append(probability)
     if not factors:
         return None
     return math.prod(factors)
+
+
+def _per_row(mask: Any, shape: tuple[int, ...]) -> Any:
+    """A mask without the dims that the model enumerates; a row counts if it does for any value."""
+    while mask.ndim > len(shape):
+        mask = mask.any(0)
+    return mask
 
 
 def _enumerated_probability(

@@ -19,13 +19,15 @@ X = np.random.default_rng(0).normal(size=6)
 CENTRES = np.array([-1.0, 0.0, 2.0])
 
 
-def mixture(half: Half, *, in_guide: bool = True) -> Case:
+def mixture(
+    half: Half, *, in_guide: bool = True, data: np.ndarray = X, mask: np.ndarray | None = None
+) -> Case:
     """y, z | y and x | z; the guide draws y, or leaves it for the model to sum out."""
-    x, centres = half.xp.asarray(X), half.xp.asarray(CENTRES)
+    x, centres = half.xp.asarray(data), half.xp.asarray(CENTRES)
     enumerated = {"enumerate": "parallel"}
 
     def model() -> None:
-        with half.plate("data", 6):
+        with half.plate("data", 6), half.mask(mask):
             infer = {} if in_guide else enumerated
             y = half.sample(
                 "y", half.dist.Categorical(logits=0 * x[:, None] + centres), infer=infer
@@ -35,7 +37,7 @@ def mixture(half: Half, *, in_guide: bool = True) -> Case:
 
     def guide() -> None:
         weight = half.param("weight", 0.6)
-        with half.plate("data", 6):
+        with half.plate("data", 6), half.mask(mask):
             loc = weight * x
             if in_guide:
                 q = half.dist.Categorical(logits=weight * x[:, None] * centres)
@@ -80,6 +82,18 @@ def test_without_a_penalty_it_is_the_stock_elbo(half: Half, in_guide: bool) -> N
         ours = half.library.TraceMMD_ELBO(lambd=1.0, base=enum(half))
     steps = half.steps([ours, enum(half)], mixture(half, in_guide=in_guide))
     assert_same_step(*steps, own_parameters=set())
+
+
+def test_masked_rows_of_a_latent_whose_prior_is_summed_out(half: Half) -> None:
+    mask = np.array([True, True, False, True, True, False])
+    elbo = half.library.TraceMMD_ELBO(0.0, 3.0, half.library.RBF(1.0), base=enum(half))
+
+    def penalty(data: np.ndarray, mask: np.ndarray | None) -> float:
+        return half.penalty(elbo, mixture(half, in_guide=False, data=data, mask=mask))
+
+    others = np.where(mask, X, 9.0)
+    assert penalty(others, mask) == pytest.approx(penalty(X, mask), rel=1e-12)
+    assert penalty(others, None) != pytest.approx(penalty(X, None), rel=0.1)
 
 
 def test_the_kl_of_a_latent_whose_prior_is_summed_out(half: Half) -> None:
