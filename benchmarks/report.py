@@ -27,8 +27,12 @@ BENCHMARKS = (
     "hamiltonian_cost",
     "mmd_gradient_variance",
     "mutual_information",
+    "gpu",
 )
 """The modules, in the order of the page."""
+
+NEED_A_GPU = ("gpu",)
+"""Those that run only where they are asked for."""
 
 FOLDER = Path(__file__).parent
 INTRODUCTION = """# Benchmarks
@@ -36,6 +40,7 @@ INTRODUCTION = """# Benchmarks
 ```bash
 python -m benchmarks                 # all of them
 python -m benchmarks compiled_step   # some
+python -m benchmarks gpu             # on a machine with a CUDA device, which the others do not need
 ```
 
 measures, keeps what was measured in `results/`, and writes this page from it. Each part runs in a

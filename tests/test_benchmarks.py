@@ -31,6 +31,16 @@ SMALLEST: dict[str, dict[str, Any]] = {
     "hamiltonian_cost": {"size": SIZE, "num_steps": [1, 2], "rounds": 2},
     "mmd_gradient_variance": {"cases": [Case(8, 2, 0.1)], "draws": 4, "rounds": 2},
     "mutual_information": {"truths": [2.0], "seeds": [0, 1], "steps": 2},
+    "gpu": {
+        "device": "cpu",
+        "objectives": ["MMD", "Hamiltonian, annealed"],
+        "size": SIZE,
+        "mmd_rows": [64],
+        "flow_steps": [0, 2],
+        "steps": 2,
+        "inductor": False,
+        "tests": False,
+    },
 }
 
 
@@ -70,6 +80,12 @@ def test_smallest_form(name: str, tmp_path: Path) -> None:
     kept = load(name, folder=tmp_path)
     assert kept is not None
     assert section(name, kept) in page(folder=tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
+def test_the_one_on_a_gpu_refuses_without() -> None:
+    with pytest.raises(RuntimeError, match=r"Expected a CUDA device; torch .* sees none: run this"):
+        importlib.import_module("benchmarks.gpu").measure(here)
 
 
 def test_the_page_shows_what_was_measured_last() -> None:
