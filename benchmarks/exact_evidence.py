@@ -115,9 +115,10 @@ def measure(
         method=(
             f"`ELBO` and log E[w] from {draws:,} draws: the bound lies below log p(x), and the"
             " mean weight is p(x), with any number K of leapfrog steps. K = 0 is the guide alone,"
-            f" which is fixed; the flow (quadratic tempering) has {training_steps} Adam steps at"
-            " its step sizes and its temperature. `z-score`: how many standard errors the mean"
-            " weight is off; `effective share`: effective sample size over draws. float64."
+            " which is fixed; the flow, all else at its defaults, has"
+            f" {training_steps} Adam steps at its step sizes, temperatures and persistence."
+            " `z-score`: how many standard errors the mean weight is off; `effective share`:"
+            " effective sample size over draws. float64."
         ),
         packages=["pyro-infovae", "torch", "pyro-ppl"],
         tables=[call(rows, tuple(num_steps), draws, training_steps)],
@@ -156,8 +157,6 @@ def weighed(problem: Problem, num_steps: int, *, draws: int, training_steps: int
     if num_steps:
         elbo = TraceHamiltonian_ELBO(
             num_steps,
-            0.1,
-            path="posterior",
             num_particles=16,
             vectorize_particles=True,
             max_plate_nesting=1,

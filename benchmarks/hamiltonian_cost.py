@@ -20,6 +20,11 @@ from pyro_infovae.compile import CompiledSVI
 SIZE, ROWS = Size(784, 400, 20), 1024
 NUM_STEPS = (1, 3, 10, 25, 50)
 ROUNDS = 5
+WAYS: dict[str, tuple[type[SVI] | type[CompiledSVI], bool]] = {
+    "SVI": (SVI, False),
+    "SVI, checkpoint=True": (SVI, True),
+    "CompiledSVI": (CompiledSVI, False),
+}
 
 
 class Cost(NamedTuple):
@@ -38,57 +43,56 @@ def measure(
 ) -> Report:
     """A table by number of steps, and the straight lines through it."""
     counts = (0, *num_steps)
-    found = {svi.__name__: call(costs, svi, counts, size, rounds) for svi in (SVI, CompiledSVI)}
+    found = {way: call(costs, way, counts, size, rounds) for way in WAYS}
     return Report(
         title="TraceHamiltonian_ELBO: memory and time of a training step",
         method=(
             f"A VAE {size} on {ROWS} rows, float32. Memory is the peak of what torch's allocator"
             " holds during a step above what it held before: parameters, data and Adam's moments"
-            " are not counted. With `checkpoint=True` `SVI` recomputes in backward, so that its "
-            " memory hardly grows with K; `CompiledSVI` keeps what it computes. Times are of"
+            " are not counted. All settings but K are the defaults; with `checkpoint=True` backward"
+            " computes each leapfrog step again, so that memory hardly grows with K. Times are of"
             f" {rounds} interleaved steps."
         ),
         packages=["pyro-infovae", "torch", "pyro-ppl"],
         tables=[
             [
                 {
-                    "step": svi,
+                    "step": way,
                     "leapfrog steps K": k or "none: Trace_ELBO",
                     "peak, MB": cost.megabytes,
                     "ms": statistics.median(cost.milliseconds),
                     "ms against Trace_ELBO": ratios(cost.milliseconds, by_count[0].milliseconds),
                 }
-                for svi, by_count in found.items()
+                for way, by_count in found.items()
                 for k, cost in by_count.items()
             ],
-            [line(svi, by_count, num_steps) for svi, by_count in found.items()],
+            [line(way, by_count, num_steps) for way, by_count in found.items()],
         ],
     )
 
 
-def objective(num_steps: int) -> ELBO:
+def objective(num_steps: int, *, checkpoint: bool) -> ELBO:
     """The objective with that many leapfrog steps; none is the stock ELBO."""
     if num_steps == 0:
         return Trace_ELBO()
-    name = f"hamiltonian_{num_steps}"
-    return TraceHamiltonian_ELBO(num_steps, 0.05, path="posterior", checkpoint=True, name=name)
+    return TraceHamiltonian_ELBO(num_steps, checkpoint=checkpoint, name=f"hamiltonian_{num_steps}")
 
 
-def training_step(svi: type[SVI] | type[CompiledSVI], num_steps: int, size: Size) -> Step:
+def training_step(way: str, num_steps: int, size: Size) -> Step:
     """A step that has been warmed up."""
     vae, x = VAE(size), binary_images(ROWS, size)
-    steps = svi(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), objective(num_steps))
+    svi, checkpoint = WAYS[way]
+    loss = objective(num_steps, checkpoint=checkpoint)
+    steps = svi(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), loss)
     for _ in range(3):
         steps.step(x)
     return partial(steps.step, x)
 
 
-def costs(
-    svi: type[SVI] | type[CompiledSVI], counts: Sequence[int], size: Size, rounds: int
-) -> dict[int, Cost]:
+def costs(way: str, counts: Sequence[int], size: Size, rounds: int) -> dict[int, Cost]:
     """The cost by number of leapfrog steps."""
     pyro.set_rng_seed(0)
-    steps = {str(k): training_step(svi, k, size) for k in counts}
+    steps = {str(k): training_step(way, k, size) for k in counts}
     memory = {k: peak_megabytes(step) for k, step in steps.items()}
     times = interleaved(steps, rounds=rounds, steps=1)
     return {int(k): Cost(memory[k], times[k]) for k in steps}

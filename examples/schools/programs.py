@@ -35,7 +35,7 @@ def guide_alone(half: ModuleType, settings: Settings) -> Any:
 def guide_with_flow(half: ModuleType, settings: Settings) -> Any:
     """The same guide, whose draws are moved by a Hamiltonian flow."""
     particles = half.particles(PARTICLES, plates=1)
-    elbo = half.TraceHamiltonian_ELBO(7, 0.2, beta_0=0.8, **particles, path="posterior")
+    elbo = half.TraceHamiltonian_ELBO(**particles)
     return _trained(half, elbo, settings)
 
 
