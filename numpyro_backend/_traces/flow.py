@@ -457,10 +457,14 @@ class _Surveying(_Placing):
         self.survey = Survey()
         self.log_probs: list[Array] = []
         self._full_sizes: dict[str, int] = {}
+        self._looked_up: list[tuple[tuple[int, ...], int]] = []
 
     def process_message(self, msg: Message) -> None:
         super().process_message(msg)
-        if msg["type"] == "plate":
+        if msg["type"] == "subsample":
+            # A whole plate looks nothing up.
+            self._looked_up.append((msg["value"].shape, msg["kwargs"]["event_dim"]))
+        elif msg["type"] == "plate":
             full_size, size = msg["args"]
             self._full_sizes[msg["name"]] = full_size
             if msg["value"] is None:
@@ -479,6 +483,9 @@ class _Surveying(_Placing):
             full_size = self._full_sizes.get(frame.name, frame.size)
             plate = Plate(frame.name, frame.dim, frame.size, full_size)
             self.survey.plates[frame.name] = plate
+            for shape, event_dim in self._looked_up:
+                if shape[frame.dim - event_dim :][:1] == (full_size,):
+                    self.survey.indexed.add(frame.name)
         if frames:
             self.log_probs.append(msg["fn"].log_prob(msg["value"]))
 

@@ -83,6 +83,11 @@ def surrogate_of(surrogate: NumPoints, survey: Survey) -> Surrogate:
         Surrogate(plate='data', rows=(1, 8, 12, 13))
     """
     plate, num = _plate(surrogate, survey), num_points(surrogate)
+    if survey.enumerated:
+        raise ValueError(
+            "TraceHamiltonian_ELBO: the model sums latents out, and surrogate cannot weight the "
+            "rows of a sum: leave surrogate out, and use the whole plate"
+        )
     for latent, plates in survey.latents.items():
         if plate.name in plates:
             raise ValueError(
@@ -90,11 +95,6 @@ def surrogate_of(surrogate: NumPoints, survey: Survey) -> Surrogate:
                 "rows that the guide does not draw: leave surrogate out, and name the latents of "
                 "the plate in sites"
             )
-    if survey.enumerated:
-        raise ValueError(
-            "TraceHamiltonian_ELBO: the model sums latents out, and surrogate cannot weight the "
-            "rows of a sum: leave surrogate out, and use the whole plate"
-        )
     if num > plate.full_size:
         raise ValueError(
             f"Expected surrogate <= {plate.full_size}, the size of plate '{plate.name}'; got {num}"

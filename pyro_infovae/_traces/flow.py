@@ -389,6 +389,10 @@ class _Surveying(_Placing):
             msg["value"] = torch.arange(fn.subsample_size or fn.size, device=fn.device)
             msg["done"] = True
 
+    def _pyro_subsample(self, msg: Message) -> None:
+        # A whole plate looks nothing up.
+        self.survey.indexed.update(frame.name for frame in msg["cond_indep_stack"])
+
     def _pyro_post_sample(self, msg: Message) -> None:
         name, outer = msg["name"], {frame.name for frame in self.target.outer}
         plates = {
