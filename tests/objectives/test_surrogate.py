@@ -13,8 +13,9 @@ import pytest
 
 from pyro_infovae._core.sites import Plate
 from pyro_infovae._core.surrogate import Survey, surrogate_of
+from pyro_infovae.compile import CompiledSVI
 from tests.halves import Case, Half, NumbersOfShape
-from tests.objectives.alone import in_both, in_numpyro, slow_in_numpyro
+from tests.objectives.alone import in_both, in_numpyro, in_pyro, slow_in_numpyro
 from tests.objectives.flows import (
     annealed,
     assert_evidence,
@@ -212,3 +213,17 @@ def test_a_trained_surrogate_is_above_the_mean_field(half: Half, seed: int, gain
         keys = jax.random.split(jax.random.key(seed), 4000)
         bounds.append(-float(jax.jit(jax.vmap(loss))(keys).mean()))
     assert bounds[1] > bounds[0] + gain
+
+
+@pytest.mark.slow
+@in_pyro
+def test_captured_steps_are_those_of_svi(half: Half) -> None:
+    losses = []
+    for kind in (pyro.infer.SVI, CompiledSVI):
+        pyro.clear_param_store()
+        case = regression(half)
+        pyro.set_rng_seed(0)
+        elbo = flow(half, 2, 0.2, path="annealed", surrogate=20)
+        svi = kind(case.model, case.guide, pyro.optim.Adam({"lr": 0.03}), loss=elbo)
+        losses.append([float(svi.step(20)) for _ in range(4)])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-10)
