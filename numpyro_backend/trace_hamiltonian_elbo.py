@@ -34,6 +34,7 @@ from pyro_infovae._core.flow_options import (
 )
 from pyro_infovae._core.programs import Program, recorded_like, unrecorded
 from pyro_infovae._core.rows import Selection
+from pyro_infovae._core.surrogate import NumPoints
 
 
 @documented(
@@ -86,6 +87,7 @@ class TraceHamiltonian_ELBO(Objective):
         path: Path = "annealed",
         persistence: float | None = None,
         precondition: Precondition | None = None,
+        surrogate: NumPoints | None = None,
         beta_0: float | None = None,
         tempering: Tempering | None = None,
         learn: bool = True,
@@ -106,6 +108,7 @@ class TraceHamiltonian_ELBO(Objective):
             step_size=_concrete(step_size),
             persistence=persistence,
             precondition=precondition,
+            surrogate=surrogate,
             beta_0=beta_0,
             tempering=tempering,
             learn=learn,

@@ -29,6 +29,7 @@ from pyro_infovae._core.flow_options import (
 )
 from pyro_infovae._core.programs import Program, recorded_like, unrecorded
 from pyro_infovae._core.rows import Selection
+from pyro_infovae._core.surrogate import NumPoints
 from pyro_infovae._objectives.annealed_parameters import AnnealedParameters
 from pyro_infovae._objectives.flow_parameters import FlowParameters
 from pyro_infovae._objectives.flow_runs import FlowRuns, finite_rows_of
@@ -81,6 +82,7 @@ class TraceHamiltonian_ELBO(Objective, Trace_ELBO):
         path: Path = "annealed",
         persistence: float | None = None,
         precondition: Precondition | None = None,
+        surrogate: NumPoints | None = None,
         beta_0: float | None = None,
         tempering: Tempering | None = None,
         learn: bool = True,
@@ -106,6 +108,7 @@ class TraceHamiltonian_ELBO(Objective, Trace_ELBO):
             step_size=step_size,
             persistence=persistence,
             precondition=precondition,
+            surrogate=surrogate,
             beta_0=beta_0,
             tempering=tempering,
             learn=learn,
@@ -169,8 +172,9 @@ class TraceHamiltonian_ELBO(Objective, Trace_ELBO):
         """Takes the run at the end of a flow for the scored one, where no row can end elsewhere."""
         is_recorded = unrecorded(model) is not model or unrecorded(guide) is not guide
         ends_elsewhere = self.vectorize_particles or not torch.is_grad_enabled()
-        is_annealed = isinstance(self.flow, AnnealedParameters)
-        if is_annealed and not (self.checkpoint or is_recorded or ends_elsewhere):
+        flow = self.flow
+        follows_model = isinstance(flow, AnnealedParameters) and flow.options.surrogate is None
+        if follows_model and not (self.checkpoint or is_recorded or ends_elsewhere):
             return LastRun()
         return None
 

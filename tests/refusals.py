@@ -11,6 +11,7 @@ import pytest
 
 from tests.halves import Case, Half
 from tests.refused_programs import (
+    global_mean,
     lone,
     masked_features,
     masked_rows,
@@ -268,6 +269,55 @@ HAMILTONIAN_PROGRAMS = {
             Remedied(named(sites=["z"])),
             Remedied(program=partial(subsampled_global, batch=None)),
         ),
+    ),
+    "surrogate, latents in the plate": RefusedProgram(
+        subsampled_global,
+        "Site 'z' is a latent in plate 'data', and surrogate needs it for rows that the guide does "
+        "not draw: leave surrogate out, and name the latents of the plate in sites",
+        named(surrogate=4),
+        (Remedied(named(sites=["z"])),),
+    ),
+    "surrogate, data that come in minibatches": RefusedProgram(
+        partial(global_mean, is_indexed=False),
+        "The model does not look up its data by the indices of plate 'data', so that it cannot run "
+        "on the rows of the surrogate: pass it the whole data, and index them by what the plate "
+        "gives (with plate as index: ... x[index])",
+        named(surrogate=4),  # as many as the minibatch has
+        (Remedied(named(surrogate=4), global_mean),),
+    ),
+    "surrogate, too many rows": RefusedProgram(
+        global_mean,
+        "Expected surrogate <= 12, the size of plate 'data'; got 13",
+        named(surrogate=13),
+        (Remedied(named(surrogate=12)),),
+    ),
+    "surrogate, several plates": RefusedProgram(
+        partial(global_mean, batch=None, plates=("data", "others")),
+        "Expected surrogate to name one of the plates in which the model observes data, ['data', "
+        "'others']; got 4: pass surrogate={'data': 4}",
+        named(surrogate=4),
+        (Remedied(named(surrogate={"data": 4})),),
+    ),
+    "surrogate, another plate": RefusedProgram(
+        global_mean,
+        "Expected surrogate to name one of the plates in which the model observes data, ['data']; "
+        "got {'x': 4}: pass surrogate={'data': 4}",
+        named(surrogate={"x": 4}),
+        (Remedied(named(surrogate={"data": 4})),),
+    ),
+    "surrogate, no plate": RefusedProgram(
+        lone,
+        "TraceHamiltonian_ELBO: surrogate takes rows of a plate, and the model observes data in "
+        "none: leave it out",
+        named(surrogate=4),
+        (Remedied(),),
+    ),
+    "surrogate, enumerated latents": RefusedProgram(
+        partial(global_mean, is_mixed=True, batch=None),
+        "TraceHamiltonian_ELBO: the model sums latents out, and surrogate cannot weight the rows "
+        "of a sum: leave surrogate out, and use the whole plate",
+        named(surrogate=4),
+        (Remedied(),),
     ),
     "not reparameterised": RefusedProgram(
         partial(two_latents, posterior="Poisson"),

@@ -142,3 +142,30 @@ def subsampled_global(half: Half, *, batch: int | None = 4) -> Case:
             half.sample("z", half.dist.Normal(0.0, 1.0))
 
     return Case(model, guide)
+
+
+def global_mean(
+    half: Half,
+    *,
+    batch: int | None = 4,
+    is_indexed: bool = True,
+    plates: tuple[str, ...] = ("data",),
+    is_mixed: bool = False,
+) -> Case:
+    """A latent outside plates of data, which the model looks up or takes as they come."""
+
+    def model() -> None:
+        theta = half.sample("theta", half.dist.Normal(0.0, 1.0))
+        for name in plates:
+            with half.plate(name, 12, batch=batch) as chosen:
+                if is_mixed:
+                    infer = {"enumerate": "parallel"}
+                    theta = theta + half.sample("k", half.dist.Bernoulli(0.5), infer=infer)
+                rows = chosen if is_indexed else slice(batch)
+                x = half.xp.asarray(X[:, 0])[rows]
+                half.sample(f"x of {name}", half.dist.Normal(theta, 1.0), obs=x)
+
+    def guide() -> None:
+        half.sample("theta", half.dist.Normal(half.param("m", 0.1), 1.0))
+
+    return Case(model, guide)

@@ -94,6 +94,24 @@ HAMILTONIAN_SETTINGS = {
         "Expected precondition to be 'guide' or 'none'; got 'mass'",
         ({"precondition": "guide"}, {"precondition": "none"}),
     ),
+    "surrogate": RefusedSettings(
+        {"surrogate": 0},
+        "Expected surrogate to be a number of rows, at least 1, or one such number by the name of "
+        "their plate; got 0",
+        ({"surrogate": 1}, {"surrogate": {"data": 1}}),
+    ),
+    "surrogate of two plates": RefusedSettings(
+        {"surrogate": {"data": 1, "others": 2}},
+        "Expected surrogate to be a number of rows, at least 1, or one such number by the name of "
+        "their plate; got {'data': 1, 'others': 2}",
+        ({"surrogate": {"data": 1}},),
+    ),
+    "surrogate of the other path": RefusedSettings(
+        {"surrogate": 4, **POSTERIOR},
+        "Expected no surrogate on path='posterior'; got 4: leave it out, or pass path='annealed', "
+        "which has one",
+        (POSTERIOR, {"surrogate": 4}),
+    ),
     "beta_0 of the other path": RefusedSettings(
         {"beta_0": 0.3},
         "Expected no beta_0 on path='annealed'; got 0.3: leave it out, or pass path='posterior', "

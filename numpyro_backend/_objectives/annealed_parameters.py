@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What an annealed flow learns: its step sizes, its temperatures and how far momenta persist."""
+"""What an annealed flow learns: step sizes, temperatures, persistence, weights of a surrogate."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from numpyro.primitives import mutable
 from numpyro_backend._traces.annealed_guide import AnnealedSettings
 from pyro_infovae._core import step_scale
 from pyro_infovae._core.flow_options import AnnealedOptions
+from pyro_infovae._core.surrogate import num_points
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class AnnealedParameters:
     sizes, one array for each site of the guide that moves, positive or in (0, max_step_size); the
     logits of the increments of the inverse temperature, :math:`\beta =
     \mathrm{cumsum}(\mathrm{softmax})`; and the persistence in (0, 1). A persistence of 0 or 1
-    stays.
+    stays. With a surrogate, also the positive weights of its rows.
 
     Attributes:
         name: the name before that of each parameter.
@@ -87,7 +88,15 @@ class AnnealedParameters:
             step_size=step_size,
             inverse_temperatures=jnp.cumsum(jax.nn.softmax(logits)),
             persistence=persistence,
+            surrogate_weights=self._surrogate_weights(),
         )
+
+    def _surrogate_weights(self) -> Array | None:
+        """Those of the rows that stand for all data, in units of N over their number."""
+        if self.options.surrogate is None:
+            return None
+        start = jnp.ones(num_points(self.options.surrogate))
+        return self._value("surrogate_weights", start, constraints.positive, learns=True)
 
     def _step_size(self, site: str, size: Any, shape: tuple[int, ...]) -> Array:
         """The step sizes of a site, with a leading axis of steps."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -37,7 +37,7 @@ from pyro_infovae._core.step_scale import adapted
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["step_size", "inverse_temperatures", "persistence"],
+    data_fields=["step_size", "inverse_temperatures", "persistence", "surrogate_weights"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -48,11 +48,13 @@ class AnnealedSettings:
         step_size: per site that moves, below a leading axis of steps.
         inverse_temperatures: (num_steps,).
         persistence: (num_steps - 1,).
+        surrogate_weights: of the rows that stand for all data, in units of N over their number.
     """
 
     step_size: dict[str, Array]
     inverse_temperatures: Float[Array, " num_steps"]
     persistence: Float[Array, " num_steps-1"]
+    surrogate_weights: Float[Array, " num_points"] | None
 
 
 class Settings(Protocol):
@@ -124,11 +126,17 @@ class AnnealedGuide:
             given,
             plates={name: site.plates for name, site in initial.flowing.items()},
         )
+        surrogate = self.settings.options.surrogate
+        if surrogate is not None:
+            log_joint = log_joint.on_rows(surrogate, latents)
         bridge = _Bridge(guide_map, log_joint, self.checkpoint)
         bridge.check(initial)
         u_0, inside = guide_map.start, guide_map.inside
         monitor = self.settings.monitor()
         settings = self.settings(u_0, guide_map.event_dims, monitor["state"][1])
+        if settings.surrogate_weights is not None:
+            weighted = log_joint.weighted(settings.surrogate_weights)
+            bridge = replace(bridge, log_joint=weighted)
         rho_0 = draw_momenta(u_0)
         noise = draw_refreshments(u_0, self.settings.options)
         moving = inside

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import jax
@@ -18,11 +18,20 @@ from numpyro.distributions import Distribution, biject_to, constraints
 from numpyro.distributions.transforms import IdentityTransform, Transform
 from numpyro.distributions.util import scale_and_mask, sum_rightmost
 from numpyro.ops.provenance import eval_provenance
-from numpyro.primitives import Messenger
+from numpyro.primitives import CondIndepStackFrame, Messenger
 
+from numpyro_backend._traces.enumeration import MARGINAL
 from numpyro_backend._traces.recording import Message, copied, joint_mask
 from pyro_infovae._core.programs import Program
 from pyro_infovae._core.sites import Plate, common_scale, subsample_factor
+from pyro_infovae._core.surrogate import (
+    WEIGHTS,
+    NumPoints,
+    Surrogate,
+    Survey,
+    check_indexed,
+    surrogate_of,
+)
 
 Values: TypeAlias = dict[str, Array]
 Position: TypeAlias = Callable[[str, Transform, int], tuple[Array, Array | None]]
@@ -61,11 +70,43 @@ class LogJoint:
         program: the user's model with its arguments, see :func:`isolated`.
         given: the values of the other latents and of the minibatches, by site name.
         plates: for each flowing site the plates it is in, by site name.
+        surrogate: rows of a plate that stand for all of its data, or None.
     """
 
     program: Callable[[], Any]
     given: Values
     plates: Mapping[str, tuple[Plate, ...]]
+    surrogate: Surrogate | None = None
+
+    def on_rows(self, surrogate: NumPoints, values: Values) -> LogJoint:
+        """The log joint density of some rows that stand for all data of a plate.
+
+        Args:
+            surrogate: how many.
+            values: of the flowing sites, to look at the model with; nothing is computed.
+
+        Raises:
+            ValueError: naming the plate, for a model that cannot run on other rows.
+        """
+        surveying = _Surveying(self, values)
+        jax.eval_shape(lambda: self._run(surveying))
+        survey = surveying.survey
+        chosen = surrogate_of(surrogate, survey)
+
+        def log_probs(minibatches: Values) -> list[Array]:
+            seen = _Surveying(replace(self, given={**self.given, **minibatches}), values)
+            self._run(seen)
+            return seen.log_probs
+
+        minibatch = jnp.arange(survey.plates[chosen.plate].size)
+        survey.indexed.update(*sources_of(log_probs, {chosen.plate: minibatch}))
+        check_indexed(chosen, survey)
+        rows = {chosen.plate: jnp.asarray(chosen.rows)}
+        return replace(self, surrogate=chosen, given={**self.given, **rows})
+
+    def weighted(self, weights: Float[Array, " num_points"]) -> LogJoint:
+        """The same with weights of the rows, in units of N over their number."""
+        return replace(self, given={**self.given, WEIGHTS: weights})
 
     def unconstrain(self, values: Values) -> Placed:
         """The positions of the given values.
@@ -143,6 +184,10 @@ class LogJoint:
         self._check_subsampling(scored[0], plates, positions, log_probs, latents)
         return scored[0].fns
 
+    def stands_for(self, plate: str) -> bool:
+        """Whether rows stand for all data of a plate."""
+        return self.surrogate is not None and self.surrogate.plate == plate
+
     def _score_values(self, values: Values) -> _ScoredValues:
         scored = _ScoredValues(self, lambda name, *_: (values[name], None))
         self._run(scored)
@@ -168,7 +213,7 @@ class LogJoint:
         outside = [
             (plate, name)
             for plate, factor in placing.factors.items()
-            if factor != 1
+            if factor != 1 and not self.stands_for(plate)
             for name, plates in moving.items()
             if plate not in {plate.name for plate in plates}
         ]
@@ -290,6 +335,8 @@ class _Placing(Messenger):
             msg["kwargs"]["substitute_stack"].append(("substitute", self._scanned))
         elif msg["type"] == "plate":
             msg["value"] = given.get(msg["name"], msg["value"])
+            if self.target.stands_for(msg["name"]):
+                msg["args"] = (msg["args"][0], len(msg["value"]))
         elif msg["type"] != "sample" or msg["is_observed"]:
             return
         elif msg["name"] in self.target.plates:
@@ -356,7 +403,7 @@ class _Scored(_Placing):
         if msg["type"] != "sample":
             return
         fn, name = msg["fn"], msg["name"]
-        log_prob = fn.log_prob(msg["value"])
+        log_prob = self._weighted(fn.log_prob(msg["value"]), msg["cond_indep_stack"])
         self._density = self._density + scale_and_mask(log_prob, msg["scale"]).sum()
         frames = msg["cond_indep_stack"]
         factor = math.prod(self.factors.get(frame.name, 1.0) for frame in frames)
@@ -367,6 +414,14 @@ class _Scored(_Placing):
             factor = subsample_factor(self.target.plates[name])
             density = scale_and_mask(self.log_jacobian[name], factor, joint_mask(fn))
             self._jacobian = self._jacobian + density.sum()
+
+    def _weighted(self, log_prob: Array, frames: Iterable[CondIndepStackFrame]) -> Array:
+        """Each row of a surrogate with its weight."""
+        weights = self.target.given.get(WEIGHTS)
+        for frame in frames:
+            if weights is not None and self.target.stands_for(frame.name):
+                log_prob = log_prob * weights.reshape(weights.shape + (1,) * (-frame.dim - 1))
+        return log_prob
 
 
 class _ScoredValues(_Scored):
@@ -387,6 +442,55 @@ class _ScoredValues(_Scored):
             return super()._scanned(msg)
         value, _ = self.position(name, IdentityTransform(), msg["fn"].event_dim)
         return value[msg["infer"]["_scan_current_index"]]
+
+
+class _Surveying(_Placing):
+    """Finds out which plates a model observes data in; draws no minibatch.
+
+    Attributes:
+        survey: what was found.
+        log_probs: of what is observed in plates.
+    """
+
+    def __init__(self, target: LogJoint, values: Values) -> None:
+        super().__init__(target, lambda name, *_: (values[name], None))
+        self.survey = Survey()
+        self.log_probs: list[Array] = []
+        self._full_sizes: dict[str, int] = {}
+        self._looked_up: list[tuple[tuple[int, ...], int]] = []
+
+    def process_message(self, msg: Message) -> None:
+        super().process_message(msg)
+        if msg["type"] == "subsample":
+            # A whole plate looks nothing up.
+            self._looked_up.append((msg["value"].shape, msg["kwargs"]["event_dim"]))
+        elif msg["type"] == "plate":
+            full_size, size = msg["args"]
+            self._full_sizes[msg["name"]] = full_size
+            if msg["value"] is None:
+                msg["value"] = jnp.arange(size)
+
+    def postprocess_message(self, msg: Message) -> None:
+        if msg["type"] != "sample":
+            return
+        frames = msg["cond_indep_stack"]
+        if not msg["is_observed"]:
+            self.survey.latents[msg["name"]] = frozenset(frame.name for frame in frames)
+            return
+        if msg["name"] == MARGINAL:
+            self.survey.enumerated.add(MARGINAL)
+        for frame in frames:
+            full_size = self._full_sizes.get(frame.name, frame.size)
+            plate = Plate(frame.name, frame.dim, frame.size, full_size)
+            self.survey.plates[frame.name] = plate
+            for shape, event_dim in self._looked_up:
+                if shape[frame.dim - event_dim :][:1] == (full_size,):
+                    self.survey.indexed.add(frame.name)
+        if frames:
+            self.log_probs.append(msg["fn"].log_prob(msg["value"]))
+
+    def _place(self, msg: Message) -> None:
+        msg["value"], _ = self.position(msg["name"], IdentityTransform(), msg["fn"].event_dim)
 
 
 def to_support(fn: Distribution, name: str) -> Transform:

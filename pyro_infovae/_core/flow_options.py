@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from pyro_infovae._core.arrays import Array
+from pyro_infovae._core.surrogate import NumPoints, check_num_points
 from pyro_infovae._core.tempering import Tempering
 
 Path: TypeAlias = Literal["annealed", "posterior"]
@@ -31,6 +32,7 @@ class AnnealedOptions:
         learn: whether step sizes, inverse temperatures and persistence are learned.
         max_step_size: the bound of learned step sizes, or None.
         per_step: whether every step has a step size of its own.
+        surrogate: how many rows stand for the data of a plate, or None.
     """
 
     num_steps: int
@@ -40,6 +42,7 @@ class AnnealedOptions:
     learn: bool
     max_step_size: float | None
     per_step: bool
+    surrogate: NumPoints | None
 
     def step_sizes(self, sites: Collection[str]) -> dict[str, float | Array]:
         """The initial step size of each site that moves.
@@ -100,6 +103,7 @@ def flow_options(
     step_size: InitialStepSize | None,
     persistence: float | None,
     precondition: str | None,
+    surrogate: NumPoints | None,
     beta_0: float | None,
     tempering: Tempering | None,
     learn: bool,
@@ -113,7 +117,11 @@ def flow_options(
     Raises:
         ValueError: for one out of range, or that belongs to the other path.
     """
-    annealed = {"persistence": persistence, "precondition": precondition}
+    annealed = {
+        "persistence": persistence,
+        "precondition": precondition,
+        "surrogate": surrogate,
+    }
     posterior = {
         "beta_0": beta_0,
         "tempering": tempering,
@@ -130,6 +138,8 @@ def flow_options(
         persistence = 0.7 if persistence is None else persistence
         if not 0 <= persistence <= 1:
             raise ValueError(f"Expected 0 <= persistence <= 1; got {persistence}")
+        if surrogate is not None:
+            check_num_points(surrogate)
         options = AnnealedOptions(
             num_steps=num_steps,
             step_size=0.05 if step_size is None else step_size,
@@ -138,6 +148,7 @@ def flow_options(
             learn=learn,
             max_step_size=max_step_size,
             per_step=_are_numbers(step_size) if per_step is None else per_step,
+            surrogate=surrogate,
         )
     elif path == "posterior":
         _refuse(annealed, path, "annealed")

@@ -160,15 +160,32 @@ With ``path="posterior"`` it is the Hamiltonian VAE: all steps follow the poster
 Every datum of a plate is moved by its own posterior, subsampled or not, and masked rows
 contribute nothing.
 
+A latent outside a subsampled plate would be moved by each minibatch differently, and is refused,
+unless ``surrogate=M`` is given: the forces are then those of the surrogate
+
+.. math::
+    \tilde\ell(u) = \log p(z(u)) + \sum_{m=1}^M \omega_m \log p(x_{i_m} \mid z(u))
+    + \log |\det z'(u)|
+
+of M rows, the same in every run, with learned weights :math:`\omega_m = w_m N / M`, where
+:math:`w_m` starts at 1. The last position alone is scored by the minibatch, whose log joint is
+unbiased and enters :math:`\log w` once: in expectation over minibatches, -loss is the bound
+:math:`E[\log w] \le \log p(x)` of all data along the surrogate's path. The weight of a minibatch
+estimates no evidence, for the exponential of an unbiased log joint is biased;
+:math:`E[w] = p(x)` holds on the whole plate.
+
 Args:
     num_steps: the number K of leapfrog steps; each costs one gradient of the log joint.
     step_size: the initial step size: a number, an array that broadcasts to a site's
         unconstrained value, or either by site name; by default 0.05, or 0.1 on the posterior.
     path: ``"annealed"`` or ``"posterior"``.
     persistence: the initial :math:`\eta` in [0, 1], by default 0.7; at 0 and 1 it stays.
-        It belongs to the annealed path, as does:
+        It belongs to the annealed path, as do:
     precondition: ``"guide"`` for lengths in units of the guide's scale, the default, or ``"none"``
         for absolute ones.
+    surrogate: with how many rows a flow of global latents stands for the data of a subsampled
+        plate, see above; ``{"data": 20}`` names the plate, which else is the one that is subsampled
+        or the only one.
     beta_0: the initial inverse temperature in (0, 1], by default 0.5. It belongs to the posterior
         path, as do:
     tempering: ``"quadratic"``, the default, ``"free"`` (a learned factor per step), ``"none"``
@@ -178,7 +195,8 @@ Args:
         1 leaves the bound.
     logq_prefactor: factors on the guide, the initial momentum and the tempering's Jacobian,
         likewise.
-    learn: whether step sizes, temperatures and persistence are learned. $stored
+    learn: whether step sizes, temperatures, persistence and the weights of a surrogate are learned.
+        $stored
     max_step_size: the bound of learned step sizes, by default none, or 0.5 on the posterior.
     per_step: whether every step has a step size of its own; an array then has a leading axis
         of ``num_steps``. By default they have, unless an array or the posterior path is given.
@@ -193,14 +211,15 @@ Args:
 
 Raises:
     ValueError: for numbers out of range, or that belong to the other path; when used, naming the
-        site: for a latent that is discrete, a point mass, or global under a subsampled
-        plate$also_raised.
+        site: for a latent that is discrete, a point mass, or global under a subsampled plate
+        without a surrogate, and for a model that has no rows for one$also_raised.
 
 References:
     Geffner, Domke, *MCMC Variational Inference via Uncorrected Hamiltonian Annealing*, arXiv
     2107.04150; Zhang, Hsu, Li, Finn, Grosse, *Differentiable Annealed Importance Sampling*, arXiv
-    2107.10211; Caterini, Doucet, Sejdinovic, *Hamiltonian Variational Auto-Encoder*, arXiv
-    1805.11328.
+    2107.10211; Jankowiak, Phan, *Surrogate Likelihoods for Variational Annealed Importance
+    Sampling*, arXiv 2112.12194; Caterini, Doucet, Sejdinovic, *Hamiltonian Variational
+    Auto-Encoder*, arXiv 1805.11328.
 """
 """Of ``TraceHamiltonian_ELBO``."""
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What an annealed flow learns: its step sizes, its temperatures and how far momenta persist."""
+"""What an annealed flow learns: step sizes, temperatures, persistence, weights of a surrogate."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.distributions import constraints, transform_to
 
 from pyro_infovae._core import step_scale
 from pyro_infovae._core.flow_options import AnnealedOptions
+from pyro_infovae._core.surrogate import num_points
 from pyro_infovae._traces.annealed_guide import AnnealedSettings
 
 STEP_SIZE = "step_size_"
@@ -28,7 +29,7 @@ class AnnealedParameters(PyroModule):
     Learned values are Pyro parameters under the module's name: step sizes, one tensor for each site
     of the guide that moves, positive or in (0, max_step_size); the logits of the increments of the
     inverse temperature, :math:`\beta = \mathrm{cumsum}(\mathrm{softmax})`; and the persistence in
-    (0, 1). A persistence of 0 or 1 stays.
+    (0, 1). A persistence of 0 or 1 stays. With a surrogate, also the positive weights of its rows.
 
     Step sizes are made on the first call, which tells the sites' shapes, or when a state dict that
     has them is loaded. As with every parameter that is made on a call, an optimiser that was given
@@ -52,6 +53,9 @@ class AnnealedParameters(PyroModule):
         self._add("increment_logits", torch.zeros(between + 1), constraints.real, learns)
         learns = learns and 0 < options.persistence < 1
         self._add("persistence", persistence, constraints.unit_interval, learns)
+        if options.surrogate is not None:
+            weights = torch.ones(num_points(options.surrogate))
+            self._add("surrogate_weights", weights, constraints.positive, options.learn)
         self.register_buffer("monitor", torch.tensor(step_scale.start()))
         self.register_load_state_dict_pre_hook(_make_step_sizes)
         self._still = 0
@@ -83,6 +87,9 @@ class AnnealedParameters(PyroModule):
             },
             inverse_temperatures=self.increment_logits.softmax(0).cumsum(0).to(like),
             persistence=self.persistence.to(like),
+            surrogate_weights=(
+                None if options.surrogate is None else self.surrogate_weights.to(like)
+            ),
         )
 
     def adapt(self, gain: Tensor) -> None:

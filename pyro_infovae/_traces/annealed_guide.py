@@ -49,11 +49,13 @@ class AnnealedSettings:
         step_size: per site that moves, below a leading axis of steps.
         inverse_temperatures: (num_steps,).
         persistence: (num_steps - 1,).
+        surrogate_weights: of the rows that stand for all data, in units of N over their number.
     """
 
     step_size: dict[str, Tensor]
     inverse_temperatures: Float[Tensor, " num_steps"]
     persistence: Float[Tensor, " num_steps-1"]
+    surrogate_weights: Float[Tensor, " num_points"] | None
 
 
 class Settings(Protocol):
@@ -138,6 +140,8 @@ class AnnealedGuide:
             initial.check_densities(log_joint.unconstrain(values).unconstrained)
         u_0, inside = guide_map.start
         settings = self.settings(u_0, guide_map.event_dims)
+        if options.surrogate is not None:
+            log_joint = log_joint.on_rows(options.surrogate, values, settings.surrogate_weights)
         momentum = draw_momenta(u_0)
         noise = draw_refreshments(u_0, options)
         bridge = Bridge(guide_map, log_joint, settings, momentum, noise, self.checkpoint)

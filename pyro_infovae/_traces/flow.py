@@ -6,11 +6,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import pyro
 import torch
+from jaxtyping import Float
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.poutine import Trace
@@ -26,8 +27,17 @@ from torch.distributions import Transform, biject_to, constraints
 from pyro_infovae._arrays.checkpointing import checkpointed_gradient, differentiable
 from pyro_infovae._arrays.full_precision import raised
 from pyro_infovae._core.programs import Program
-from pyro_infovae._core.sites import common_scale
+from pyro_infovae._core.sites import Plate, common_scale
+from pyro_infovae._core.surrogate import (
+    WEIGHTS,
+    NumPoints,
+    Surrogate,
+    Survey,
+    check_indexed,
+    surrogate_of,
+)
 from pyro_infovae._traces.enumeration import enumerated_elbo
+from pyro_infovae._traces.minibatches import of_rows, watched
 from pyro_infovae._traces.recording import full_size, is_latent, is_number
 from pyro_infovae._traces.runs import buffers_untouched, leaving_when
 
@@ -76,6 +86,7 @@ class LogJoint:
         max_plate_nesting: the depth of all plates; latents that the model enumerates, which the
             guide does not draw, are summed out in dims to the left of it.
         dtypes: of the flowing sites in the model, by site name, where their positions have another.
+        surrogate: rows of a plate that stand for all of its data, or None.
     """
 
     model: Program
@@ -86,6 +97,34 @@ class LogJoint:
     outer: tuple[CondIndepStackFrame, ...]
     max_plate_nesting: int
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+    surrogate: Surrogate | None = None
+
+    def on_rows(
+        self, surrogate: NumPoints, values: Values, weights: Float[Tensor, " num_points"] | None
+    ) -> LogJoint:
+        """The log joint density of some rows that stand for all data of a plate.
+
+        Args:
+            surrogate: how many.
+            values: of the flowing sites, to look at the model with.
+            weights: of the rows, in units of N over their number.
+
+        Raises:
+            ValueError: naming the plate, for a model that cannot run on other rows.
+        """
+        surveying = _Surveying(self, values)
+        with torch.no_grad(), watched(surveying.survey.indexed):
+            self._run(surveying)
+        chosen = surrogate_of(surrogate, surveying.survey)
+        check_indexed(chosen, surveying.survey)
+        given = {name: value for name, value in self.given.items() if name != chosen.plate}
+        if weights is not None:
+            given[WEIGHTS] = weights
+        return replace(self, surrogate=chosen, given=given)
+
+    def stands_for(self, plate: str) -> bool:
+        """Whether rows stand for all data of a plate."""
+        return self.surrogate is not None and self.surrogate.plate == plate
 
     def unconstrain(self, values: Values) -> Placed:
         """The positions of the given values."""
@@ -145,6 +184,7 @@ class LogJoint:
     def _run(self, handler: _Placing, is_done: Callable[[], bool] | None = None) -> None:
         with (
             hidden(self.outer),
+            nullcontext() if self.surrogate is None else of_rows(self.surrogate),
             handler,
             nullcontext() if is_done is None else leaving_when(is_done),
             EnumMessenger(first_available_dim=-1 - self.max_plate_nesting),
@@ -276,6 +316,7 @@ class _Scored(_Placing):
             return
         self._messages.append(msg.copy())
         log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+        log_prob = self._weighted(log_prob, msg["cond_indep_stack"])
         self._check_subsampling(msg, log_prob)
         scaled = scale_and_mask(log_prob, msg["scale"], msg["mask"])
         total = scaled.sum()
@@ -292,9 +333,17 @@ class _Scored(_Placing):
             density = scale_and_mask(self.log_jacobian[name], factor, msg["mask"])
             self._jacobian = self._jacobian + density.sum()
 
+    def _weighted(self, log_prob: Tensor, frames: Iterable[CondIndepStackFrame]) -> Tensor:
+        """Each row of a surrogate with its weight."""
+        weights = self.given.get(WEIGHTS)
+        for frame in frames:
+            if weights is not None and frame.dim is not None and self.target.stands_for(frame.name):
+                log_prob = log_prob * weights.reshape(weights.shape + (1,) * (-frame.dim - 1))
+        return log_prob
+
     def _check_subsampling(self, msg: Message, log_prob: Tensor) -> None:
         for frame in msg["cond_indep_stack"]:
-            if frame.size == full_size(frame):
+            if frame.size == full_size(frame) or self.target.stands_for(frame.name):
                 continue
             for name, plates in self.target.plates.items():
                 outside = frame.name not in {plate.name for plate in plates}
@@ -320,6 +369,46 @@ class _ScoredValues(_Scored):
         name = msg["name"]
         value, _ = self.position(name, Transform(), msg["fn"].event_dim)
         self.unconstrained[name] = self.constrained[name] = msg["value"] = value
+
+
+class _Surveying(_Placing):
+    """Finds out which plates a model observes data in; draws no minibatch.
+
+    Attributes:
+        survey: what was found.
+    """
+
+    def __init__(self, target: LogJoint, values: Values) -> None:
+        super().__init__(target, target.given, lambda name, *_: (values[name], None))
+        self.survey = Survey()
+
+    def _pyro_sample(self, msg: Message) -> None:
+        super()._pyro_sample(msg)
+        fn = msg["fn"]
+        if site_is_subsample(msg) and msg["value"] is None:
+            msg["value"] = torch.arange(fn.subsample_size or fn.size, device=fn.device)
+            msg["done"] = True
+
+    def _pyro_subsample(self, msg: Message) -> None:
+        # A whole plate looks nothing up.
+        self.survey.indexed.update(frame.name for frame in msg["cond_indep_stack"])
+
+    def _pyro_post_sample(self, msg: Message) -> None:
+        name, outer = msg["name"], {frame.name for frame in self.target.outer}
+        plates = {
+            frame.name: Plate(frame.name, frame.dim, frame.size, full_size(frame))
+            for frame in msg["cond_indep_stack"]
+            if frame.dim is not None and frame.name not in outer
+        }
+        if is_latent(msg):
+            self.survey.latents[name] = frozenset(plates)
+            if "_enumerate_dim" in msg["infer"]:
+                self.survey.enumerated.add(name)
+        elif not (site_is_subsample(msg) or msg["infer"].get("_deterministic")):
+            self.survey.plates.update(plates)
+
+    def _put(self, msg: Message) -> None:
+        msg["value"], _ = self.position(msg["name"], Transform(), msg["fn"].event_dim)
 
 
 def is_enumerated(model: Trace) -> bool:
