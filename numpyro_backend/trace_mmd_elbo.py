@@ -6,7 +6,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -26,7 +26,6 @@ from pyro_infovae._core.features import (
     NUM_FEATURES,
     check_features,
     estimate_mmd_of_group,
-    normal_prior,
 )
 from pyro_infovae._core.mmd import estimate_mmd, estimate_mmd_of_normals
 
@@ -124,9 +123,9 @@ class TraceMMD_ELBO(PenalisedELBO):
 
     def _by_features(self, group: Group) -> Float[Array, ""]:
         own_key, prior_key = jax.random.split(group.rng_key)
-        prior = normal_prior(group) or replace(group, rng_key=prior_key).prior(self.prior_draws)
+        draw_prior = partial(replace(group, rng_key=prior_key).prior, self.prior_draws)
         return estimate_mmd_of_group(
-            SUMS, draws_of(own_key), group.posterior, prior, self.kernel, self.num_features
+            SUMS, draws_of(own_key), group, draw_prior, self.kernel, self.num_features
         )
 
     def _closed_form(self, group: Group) -> Float[Array, ""]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from functools import reduce
+from functools import partial, reduce
 from operator import attrgetter
 
 import torch
@@ -19,7 +19,6 @@ from pyro_infovae._core.features import (
     NUM_FEATURES,
     check_features,
     estimate_mmd_of_group,
-    normal_prior,
 )
 from pyro_infovae._core.mmd import estimate_mmd, estimate_mmd_of_normals
 from pyro_infovae._traces.recording import is_number
@@ -124,10 +123,8 @@ class TraceMMD_ELBO(PenalisedELBO):
         )
 
     def _by_features(self, group: Group) -> Tensor:
-        prior = normal_prior(group) or group.prior(self.prior_draws)
-        return estimate_mmd_of_group(
-            SUMS, DRAWS, group.posterior, prior, self.kernel, self.num_features
-        )
+        draw_prior = partial(group.prior, self.prior_draws)
+        return estimate_mmd_of_group(SUMS, DRAWS, group, draw_prior, self.kernel, self.num_features)
 
     def _closed_form(self, group: Group) -> Tensor:
         objectives.check_one_latent(group.names)

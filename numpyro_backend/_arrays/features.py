@@ -10,10 +10,10 @@ from jaxtyping import Array, Float, Key
 
 from numpyro_backend._arrays.pair_sums import Coefficients, as_arrays
 from pyro_infovae._core.features import (
-    BLOCK_ELEMENTS,
     BlockSums,
     Draws,
     Frequencies,
+    block_size,
     block_sums,
     centred,
 )
@@ -88,7 +88,7 @@ def _sums(
     wanted: tuple[bool, bool],
 ) -> BlockSums:
     x, y = centred(x, y)
-    size = max(1, BLOCK_ELEMENTS // max(len(x.rows[0]), len(y.rows[0])))
+    size = block_size(x, y)
     if size >= len(frequencies.weights):
         return block_sums(frequencies, x, y, periods, coefficients, wanted)
 

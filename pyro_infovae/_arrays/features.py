@@ -10,7 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_infovae._arrays.pair_sums import Gradients, with_gradients
-from pyro_infovae._core.features import BLOCK_ELEMENTS, Draws, Frequencies, block_sums, centred
+from pyro_infovae._core.features import (
+    Draws,
+    Frequencies,
+    block_size,
+    block_sums,
+    centred,
+)
 from pyro_infovae._core.mmd import Periods, Sample, coefficients
 
 DRAWS = Draws(
@@ -34,7 +40,7 @@ def _value_and_gradients(
         Sample(inputs[:split], inputs[split]), Sample(inputs[split + 1 : -4], inputs[-4])
     )
     x_wanted, y_wanted = any(wanted[: split + 1]), any(wanted[split + 1 : -3])
-    size = max(1, BLOCK_ELEMENTS // max(len(x.rows[0]), len(y.rows[0])))
+    size = block_size(x, y)
     sums: list[Tensor | None] = []
     for values, weights in zip(*(part.split(size) for part in frequencies), strict=True):
         block = block_sums(

@@ -25,6 +25,9 @@ NUM_FEATURES = 256
 BLOCK_ELEMENTS = 2**18
 """Frequencies times rows in a block: few megabytes, yet few blocks."""
 
+FEWEST_IN_BLOCK = 16
+"""Below so many frequencies a block takes its time to pass over the rows, not to compute."""
+
 
 class Frequencies(NamedTuple):
     """Random frequencies, and the weight of each in the kernel."""
@@ -94,23 +97,32 @@ def estimate_mmd_by_features(
 
 
 def estimate_mmd_of_group(
-    sums: PairSums, draws: Draws, q: Rows, p: Rows, kernel: Kernel, num_features: int
+    sums: PairSums,
+    draws: Draws,
+    group: Any,
+    draw_prior: Callable[[], Rows],
+    kernel: Kernel,
+    num_features: int,
 ) -> Float[Array, ""]:
-    """What ``TraceMMD_ELBO(estimator="features")`` makes of a group.
+    """What ``TraceMMD_ELBO(estimator="features")`` makes of a group of either half.
 
     Args:
         sums: how the half sums.
         draws: how it draws.
-        q: the rows of the guide.
-        p: those of the prior, drawn or by their normals.
+        group: the group.
+        draw_prior: draws from its prior, where that is no diagonal normal.
         kernel: the kernel.
         num_features: the number of frequencies.
     """
-    is_normal = p.latents.keys() == {"loc", "scale"}
-    y, y_scale = (p.latents["loc"], p.latents["scale"]) if is_normal else (p.values, None)
+    q, normals = group.posterior, _normal_prior(group)
+    p = draw_prior() if normals is None else normals
     y_weights = p.weights
-    if y_scale is not None and _is_repeated(y) and _is_repeated(y_scale):
-        y, y_scale, y_weights = y[:1], y_scale[:1], None
+    if normals is None:
+        y, y_scale = p.values, None
+    else:
+        y, y_scale = p.latents["loc"], p.latents["scale"]
+        if _is_repeated(y) and _is_repeated(y_scale):
+            y, y_scale, y_weights = y[:1], y_scale[:1], None
     return estimate_mmd_by_features(
         sums,
         draws,
@@ -125,12 +137,8 @@ def estimate_mmd_of_group(
     )
 
 
-def normal_prior(group: Any) -> Rows | None:
-    """The diagonal normals of the prior of a group, either half's; None where they are not known.
-
-    Args:
-        group: of several latents, whose joint prior need not be normal, or of one.
-    """
+def _normal_prior(group: Any) -> Rows | None:
+    """The diagonal normals of the prior; None where it need not be of these."""
     if len(group.names) > 1:
         return None
     try:
@@ -167,6 +175,11 @@ def check_features(kernel: Kernel, num_features: int) -> tuple[RBF | IMQ, ...]:
             f"got {num_features}"
         )
     return terms
+
+
+def block_size(x: Sample, y: Sample) -> int:
+    """The number of frequencies in a block."""
+    return max(FEWEST_IN_BLOCK, BLOCK_ELEMENTS // max(len(x.rows[0]), len(y.rows[0])))
 
 
 def centred(x: Sample, y: Sample) -> tuple[Sample, Sample]:
