@@ -26,6 +26,7 @@ BENCHMARKS = (
     "mmd_memory",
     "hamiltonian_cost",
     "mmd_gradient_variance",
+    "mmd_features",
     "mutual_information",
     "gpu",
 )

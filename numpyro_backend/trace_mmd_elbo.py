@@ -5,20 +5,28 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable
-from functools import reduce
+from dataclasses import replace
+from functools import partial, reduce
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 from numpyro.infer.elbo import ELBO
 
+from numpyro_backend._arrays.features import draws_of
 from numpyro_backend.groups import Group, Rows
 from numpyro_backend.kernels import RBF, Kernel
 from numpyro_backend.mmd import SUMS
 from numpyro_backend.penalised_elbo import PenalisedELBO, Regularizer
 from pyro_infovae._core import objectives
 from pyro_infovae._core.docstrings import documented
+from pyro_infovae._core.features import (
+    NUM_FEATURES,
+    check_features,
+    estimate_mmd_of_group,
+)
 from pyro_infovae._core.mmd import estimate_mmd, estimate_mmd_of_normals
 
 
@@ -45,6 +53,7 @@ class TraceMMD_ELBO(PenalisedELBO):
         sites: Iterable[str] | None = None,
         estimator: objectives.Estimator = "unbiased",
         prior_draws: int = 1,
+        num_features: int = NUM_FEATURES,
         regularizer: Regularizer | None = None,
         regularizer_weight: float = 1.0,
         base: ELBO | None = None,
@@ -63,8 +72,11 @@ class TraceMMD_ELBO(PenalisedELBO):
         self.alpha = alpha
         self.lambd = lambd
         self.kernel = RBF() if kernel is None else kernel
+        if estimator == "features":
+            check_features(self.kernel, num_features)
         self.estimator = estimator
         self.prior_draws = prior_draws
+        self.num_features = num_features
 
     @property
     def kl_weight(self) -> float:
@@ -84,7 +96,7 @@ class TraceMMD_ELBO(PenalisedELBO):
 
     def _group_penalty(self, group: Group) -> Float[Array, ""]:
         rows = group.posterior
-        lacks_pairs = self.estimator == "unbiased" or (
+        lacks_pairs = self.estimator in ("unbiased", "features") or (
             self.estimator == "closed_form" and rows.num_data > 1
         )
         if rows.batch_size == 1 and lacks_pairs:
@@ -95,6 +107,8 @@ class TraceMMD_ELBO(PenalisedELBO):
     def _mmd_squared(self, group: Group) -> Float[Array, ""]:
         if self.estimator == "closed_form":
             return self._closed_form(group)
+        if self.estimator == "features":
+            return self._by_features(group)
         posterior, prior = group.posterior, group.prior(self.prior_draws)
         return estimate_mmd(
             SUMS,
@@ -105,6 +119,13 @@ class TraceMMD_ELBO(PenalisedELBO):
             x_weights=posterior.weights,
             y_weights=prior.weights,
             batch_size=posterior.batch_size,
+        )
+
+    def _by_features(self, group: Group) -> Float[Array, ""]:
+        own_key, prior_key = jax.random.split(group.rng_key)
+        draw_prior = partial(replace(group, rng_key=prior_key).prior, self.prior_draws)
+        return estimate_mmd_of_group(
+            SUMS, draws_of(own_key), group, draw_prior, self.kernel, self.num_features
         )
 
     def _closed_form(self, group: Group) -> Float[Array, ""]:

@@ -5,15 +5,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from functools import reduce
+from functools import partial, reduce
 from operator import attrgetter
 
 import torch
 from pyro.infer.elbo import ELBO
 from torch import Tensor
 
+from pyro_infovae._arrays.features import DRAWS
 from pyro_infovae._core import objectives
 from pyro_infovae._core.docstrings import documented
+from pyro_infovae._core.features import (
+    NUM_FEATURES,
+    check_features,
+    estimate_mmd_of_group,
+)
 from pyro_infovae._core.mmd import estimate_mmd, estimate_mmd_of_normals
 from pyro_infovae._traces.recording import is_number
 from pyro_infovae.groups import Group, Rows
@@ -44,6 +50,7 @@ class TraceMMD_ELBO(PenalisedELBO):
         sites: Iterable[str] | None = None,
         estimator: objectives.Estimator = "unbiased",
         prior_draws: int = 1,
+        num_features: int = NUM_FEATURES,
         regularizer: Regularizer | None = None,
         regularizer_weight: float | Tensor = 1.0,
         gather: bool = False,
@@ -66,8 +73,11 @@ class TraceMMD_ELBO(PenalisedELBO):
         self.alpha = alpha
         self.lambd = lambd
         self.kernel = RBF() if kernel is None else kernel
+        if estimator == "features":
+            check_features(self.kernel, num_features)
         self.estimator = estimator
         self.prior_draws = prior_draws
+        self.num_features = num_features
 
     @property
     def kl_weight(self) -> float | Tensor:
@@ -87,7 +97,7 @@ class TraceMMD_ELBO(PenalisedELBO):
 
     def _group_penalty(self, group: Group) -> Tensor:
         rows = group.posterior
-        lacks_pairs = self.estimator == "unbiased" or (
+        lacks_pairs = self.estimator in ("unbiased", "features") or (
             self.estimator == "closed_form" and rows.num_data > 1
         )
         if rows.batch_size == 1 and lacks_pairs:
@@ -98,6 +108,8 @@ class TraceMMD_ELBO(PenalisedELBO):
     def _mmd_squared(self, group: Group) -> Tensor:
         if self.estimator == "closed_form":
             return self._closed_form(group)
+        if self.estimator == "features":
+            return self._by_features(group)
         posterior, prior = group.posterior, group.prior(self.prior_draws)
         return estimate_mmd(
             SUMS,
@@ -109,6 +121,10 @@ class TraceMMD_ELBO(PenalisedELBO):
             y_weights=prior.weights,
             batch_size=posterior.batch_size,
         )
+
+    def _by_features(self, group: Group) -> Tensor:
+        draw_prior = partial(group.prior, self.prior_draws)
+        return estimate_mmd_of_group(SUMS, DRAWS, group, draw_prior, self.kernel, self.num_features)
 
     def _closed_form(self, group: Group) -> Tensor:
         objectives.check_one_latent(group.names)

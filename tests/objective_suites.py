@@ -87,6 +87,27 @@ class MMDSuite(PenalisedSuite):
         self.check_program(refusals.MMD_PROGRAMS[name])
 
 
+class FeaturesSuite(MMDSuite):
+    """The same of the estimate by random frequencies."""
+
+    masked = ({"estimator": "features"},)
+
+    def neutral(self, **settings: Any) -> Any:
+        return super().neutral(**{"estimator": "features", **settings})
+
+    def typical(self, **settings: Any) -> Any:
+        return super().typical(estimator="features", **settings)
+
+    def without_kl(self, **settings: Any) -> Any:
+        return super().without_kl(estimator="features", **settings)
+
+    def added(self, **settings: Any) -> Any:
+        return super().added(**{"estimator": "features", **settings})
+
+    def scaled(self) -> Sequence[tuple[Any, Any]]:
+        return [(self.stock(**kw), self.typical(**kw)) for kw in (VECTORISED,)]
+
+
 @pytest.mark.filterwarnings("ignore:TraceInfoMax_ELBO estimates mutual information")
 class InfoMaxSuite(PenalisedSuite):
     """What TraceInfoMax_ELBO is exact about: the information that the best critic finds."""

@@ -36,8 +36,14 @@ MMD_SETTINGS = {
     ),
     "estimator": RefusedSettings(
         {"estimator": "u"},
-        "Expected estimator to be one of ('unbiased', 'biased', 'closed_form'); got 'u'",
+        "Expected estimator to be one of ('unbiased', 'biased', 'closed_form', 'features'); got "
+        "'u'",
         ({"estimator": "biased"},),
+    ),
+    "features": RefusedSettings(
+        {"estimator": "features", "num_features": 0},
+        "Expected num_features of at least 1, one for each term of the kernel; got 0",
+        ({"estimator": "features", "num_features": 1},),
     ),
     "prior draws": RefusedSettings(
         {"prior_draws": 0}, "Expected prior_draws of at least 1; got 0", ({"prior_draws": 1},)

@@ -30,6 +30,7 @@ SMALLEST: dict[str, dict[str, Any]] = {
     },
     "hamiltonian_cost": {"size": SIZE, "num_steps": [1, 2], "rounds": 2},
     "mmd_gradient_variance": {"cases": [Case(8, 2, 0.1)], "draws": 4, "rounds": 2},
+    "mmd_features": {"features": [2], "draws": {8: 4}, "rounds": 2, "growth": [64, 128]},
     "mutual_information": {"truths": [2.0], "seeds": [0, 1], "steps": 2},
     "gpu": {
         "device": "cpu",

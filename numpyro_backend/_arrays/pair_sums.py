@@ -297,9 +297,12 @@ def average_radial(
 
 def average(kernel: PairKernel, x: Sample, y: Sample, periods: Periods) -> Float[Array, ""]:
     """The estimate by a kernel that can be summed."""
-    # A gradient of JAX's has the dtype of its argument: numbers are put into that of the rows.
-    averaging = [
-        c if isinstance(c, Array) else jnp.full_like(x.rows[0], c, shape=())
-        for c in coefficients(x, y, periods)
-    ]
-    return weighted_mmd(kernel, x, y, periods, tuple(averaging))
+    return weighted_mmd(kernel, x, y, periods, as_arrays(coefficients(x, y, periods), x))
+
+
+def as_arrays(coefficients: tuple[Array | float, ...], x: Sample) -> Coefficients:
+    """The coefficients in the dtype of the rows, as JAX's gradients of them are."""
+    a, b, c = (
+        c if isinstance(c, Array) else jnp.full_like(x.rows[0], c, shape=()) for c in coefficients
+    )
+    return a, b, c

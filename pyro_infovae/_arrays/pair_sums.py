@@ -81,8 +81,19 @@ def weighted_mmd(
         coefficients: a, b and c.
     """
     inputs = (*x.rows, x.weights, *y.rows, y.weights, *coefficients)
+    return with_gradients(partial(_value_and_gradients, kernel, periods), inputs)
+
+
+def with_gradients(
+    evaluate: Callable[..., tuple[Tensor, Gradients]], inputs: Sequence[Any]
+) -> Float[Tensor, ""]:
+    """Return the value of ``evaluate(wanted, *inputs)`` as a node of the graph.
+
+    Args:
+        evaluate: returns a scalar, and its gradient with respect to each input that is wanted.
+        inputs: tensors, and what else it takes.
+    """
     wanted = [isinstance(i, Tensor) and i.requires_grad and torch.is_grad_enabled() for i in inputs]
-    evaluate = partial(_value_and_gradients, kernel, periods)
     value: Tensor = _WithGradients.apply(evaluate, wanted, *inputs)[0]  # type: ignore[no-untyped-call]
     return value
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
-Estimator: TypeAlias = Literal["unbiased", "biased", "closed_form"]
+Estimator: TypeAlias = Literal["unbiased", "biased", "closed_form", "features"]
 
 FEW_ROWS = 64
 """Below this many rows the estimate of mutual information is poor."""
@@ -53,12 +53,15 @@ Args:
     sites: the latents to penalise, by name. By default every reparameterised latent in
         plates of data, those of an observed site; all others keep the base's treatment.
     estimator: ``"unbiased"`` (a U-statistic, may be slightly negative), ``"biased"`` (a
-        V-statistic, at least 0) or ``"closed_form"`` (no sampling; one latent per group whose
-        guide and prior are diagonal normals, RBF kernels). The first is the discrepancy of
-        infinitely many data, of which yours are some; the last that of the data at hand, so
-        that with ``alpha=0`` and a bound as base, -loss remains in expectation a lower bound on
-        :math:`\log p(x)`.
+        V-statistic, at least 0), ``"closed_form"`` (no sampling; one latent per group whose
+        guide and prior are diagonal normals, RBF kernels) or ``"features"`` (the unbiased one by
+        random frequencies, in a time that grows with the rows and not with their pairs; a prior
+        that is a diagonal normal is not sampled; RBF and IMQ kernels and their sums). The
+        closed form is the discrepancy of the data at hand, so that with ``alpha=0`` and a bound
+        as base, -loss remains in expectation a lower bound on :math:`\log p(x)`; the unbiased
+        ones are that of infinitely many data, of which yours are some.
     prior_draws: draws from the prior per datum.
+    num_features: the frequencies of ``"features"``, drawn anew in every step.
     num_particles: draws per datum of the default base; the penalty pools them."""
     + _PENALISED
     + """

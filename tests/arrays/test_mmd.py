@@ -293,7 +293,12 @@ X, Y = np.zeros((4, 2)), np.zeros((6, 2))
 @pytest.mark.parametrize(
     ("x", "y", "options", "match"),
     [
-        (X, Y, {"estimator": "best"}, r"^Expected estimator 'unbiased' or 'biased'; got 'best'\.$"),
+        (
+            X,
+            Y,
+            {"estimator": "best"},
+            r"^Expected estimator 'unbiased', 'biased' or 'features'; got 'best'\.$",
+        ),
         (X, Y, {"estimator": "closed_form"}, "got 'closed_form'. Use mmd_squared_normal for the"),
         (X, np.zeros((6, 3)), {}, r"shapes \(n, d\) and \(m, d\); got \(4, 2\) and \(6, 3\)"),
         (np.zeros(4), Y, {}, r"shapes \(n, d\) and \(m, d\); got \(4,\) and \(6, 2\)"),

@@ -79,6 +79,7 @@ OBJECTIVES: dict[str, Callable[[], ELBO]] = {
     "unbiased": partial(TraceMMD_ELBO, 0.3, 20.0),
     "biased": partial(TraceMMD_ELBO, 1.0, 20.0, estimator="biased", num_particles=2),
     "closed form": partial(TraceMMD_ELBO, 0.3, 20.0, estimator="closed_form"),
+    "features": partial(TraceMMD_ELBO, 0.3, 20.0, estimator="features", num_features=40),
     "pooled": partial(TraceMMD_ELBO, 0.3, 20.0, num_particles=2, vectorize_particles=True),
     "InfoMax": lambda: TraceInfoMax_ELBO(critic(), 0.7, 0.5),
     "all negatives": lambda: TraceInfoMax_ELBO(critic(), bound="smile", negatives="all"),
@@ -95,6 +96,7 @@ OBJECTIVES_OF_ENUMERATED: dict[str, Callable[[], ELBO]] = {
 
 TRIALS = [
     *((program, "unbiased") for program in (vae, covariate_prior, hierarchical)),
+    *((program, "features") for program in (vae, covariate_prior)),
     *itertools.product([learned_prior], OBJECTIVES),
     *itertools.product([in_guide, in_model], OBJECTIVES_OF_ENUMERATED),
     (impossible_values, "alone"),
@@ -104,6 +106,7 @@ QUICK = [
     (learned_prior, "Trace"),
     (learned_prior, "vectorised"),
     (learned_prior, "unbiased"),
+    (learned_prior, "features"),
     (learned_prior, "InfoMax"),
     (learned_prior, "MMD of Hamiltonian"),
     (in_guide, "InfoMax of enumerated"),

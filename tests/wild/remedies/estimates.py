@@ -17,6 +17,7 @@ from torch import nn
 
 from pyro_infovae._arrays.checkpointing import checkpointed_gradient
 from pyro_infovae._core.tempering import free_inverse_temperatures
+from tests.arrays.libraries import gaussian
 from tests.arrays.test_critics import LinearEncoder
 from tests.halves import Case
 from tests.objectives.flows import normal_hierarchy
@@ -52,9 +53,38 @@ def closed_form(half: Asking, *, scale: Any = None, kernel: Any = None, **sizes:
 # --- kernels and MMD ------------------------------------------------------------------------------
 
 
-@follows("Expected estimator 'unbiased' or 'biased'; got …")
+def by_features(half: Asking, *, keyed: bool = True, **settings: Any) -> Action:
+    key = {"rng_key": jax.random.key(0)} if half.compiles and keyed else {}
+    return mmd(half, **{"estimator": "features", **key, **settings})
+
+
+@follows("Expected estimator 'unbiased', 'biased' or 'features'; got …")
 def estimators(half: Asking) -> Sequence[Action]:
-    return tuple(mmd(half, estimator=kind) for kind in ("best", "unbiased", "biased"))
+    exact = (mmd(half, estimator=kind) for kind in ("best", "unbiased", "biased"))
+    return *exact, by_features(half)
+
+
+@follows("or a sum of them, whose spectrum is known; got …: use estimator='unbiased'")
+def spectrum_of_a_callable(half: Asking) -> Sequence[Action]:
+    kernel = gaussian
+    return by_features(half, kernel=kernel), mmd(half, kernel=kernel)
+
+
+@follows("Expected num_features of at least …, one for each term")
+def frequencies_of_each_term(half: Asking) -> Sequence[Action]:
+    kernel = half.library.RBF((0.5, 1.0, 2.0))
+    return tuple(by_features(half, kernel=kernel, num_features=n) for n in (2, 3))
+
+
+@follows("use estimator='features' or mmd_squared_normal; got an array")
+def scales_of_points(half: Asking) -> Sequence[Action]:
+    ones = np.ones_like(B)
+    return mmd(half, y_scale=ones), by_features(half, y_scale=ones), closed_form(half)
+
+
+@follows("Expected rng_key for estimator='features'", only="numpyro")
+def key_of_the_frequencies(half: Asking) -> Sequence[Action]:
+    return by_features(half, keyed=False), by_features(half)
 
 
 @follows("Use mmd_squared_normal for the closed form")
