@@ -78,10 +78,17 @@ trained. A row is *worse* where a mean of the flow is below *stock* by more than
 than 1 %, and no warning came within 50 steps. *shrunk* is the first step after which the flow's \
 steps were scaled down; *warned* is the first that told of harm, or would have in NumPyro, whose \
 compiled steps cannot. Times are those of a busy machine; NumPyro's are without most optimisations \
-of the compiler.
+of the compiler. Programs without a row have not been measured yet.
+
+What the rows say: eight of eleven hold. On the sparse gamma network the flow's own bound is 133 \
+nats above the stock one, and the guide alone 234 below it, for it leaves work to the flow. GPLVM is \
+2.3 nats below after these few steps, 3.2 without the flow. From a start a hundred times too wide \
+for a posterior of width 0.001 (the learning rate falls to a thousandth there) neither objective \
+has arrived, and the flow is behind. None of the three warned.
 
 The second table varies the defaults (4 steps, first step size 0.05, persistence 0.7) one by one, \
-in NumPyro, one seed: the flow's own bound."""
+in NumPyro, one seed: the flow's own bound. On the \
+one program measured so far all are within 0.06 nats: it does not tell them apart."""
 
 
 def rows(
@@ -140,7 +147,7 @@ def settings_row(name: str, steps: int, draws: int) -> Row:
     for settings in SETTINGS:
         (training,) = half.trained(program, settings, seeds=[0], steps=steps, draws=draws)
         label = ", ".join(f"{key} {value}" for key, value in settings.items())
-        row[label or "defaults"] = training.bound
+        row[label or "defaults"] = f"{training.bound:.2f}"
     return row
 
 
