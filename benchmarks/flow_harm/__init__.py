@@ -81,7 +81,7 @@ compiled steps cannot. Times are those of a busy machine; NumPyro's are without 
 of the compiler. Programs without a row have not been measured yet.
 
 What the rows say: eight of eleven hold. On the sparse gamma network the flow's own bound is 133 \
-nats above the stock one, and the guide alone 234 below it, for it leaves work to the flow. GPLVM is \
+nats above the stock one, and the guide alone 234 below it: it leaves work to the flow. GPLVM is \
 2.3 nats below after these few steps, 3.2 without the flow. From a start a hundred times too wide \
 for a posterior of width 0.001 (the learning rate falls to a thousandth there) neither objective \
 has arrived, and the flow is behind. None of the three warned.
