@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpyro.infer
 from numpyro.infer.elbo import ELBO
 
@@ -43,6 +44,19 @@ class SVI(numpyro.infer.SVI):
     ) -> None:
         programs = _wrapped(loss, "wrap_model", model), _wrapped(loss, "wrap_guide", guide)
         super().__init__(*programs, optim, loss, **static_kwargs)
+
+    def evaluate(self, svi_state: Any, *args: Any, **kwargs: Any) -> Any:
+        """The loss at a state, with its mutable sites as they are, which NumPyro starts afresh.
+
+        Args:
+            svi_state: the state.
+            *args: positional arguments of both programs.
+            **kwargs: keyword arguments of both.
+        """
+        _, rng_key = jax.random.split(svi_state.rng_key)
+        params = {**self.get_params(svi_state), **(svi_state.mutable_state or {})}
+        kwargs = {**kwargs, **self.static_kwargs}
+        return self.loss.loss(rng_key, params, self.model, self.guide, *args, **kwargs)
 
 
 def _wrapped(loss: ELBO, wrap: str, program: Program) -> Program:

@@ -21,6 +21,13 @@ SIZE = Size(6, 5, 2)
 SMALLEST: dict[str, dict[str, Any]] = {
     "exact_evidence": {"num_steps": [1], "draws": 500, "training_steps": 2},
     "annealed_flow": {"seeds": [0], "steps": 2, "draws": 500},
+    "flow_harm": {
+        "names": ["normal mean, n = 10"],
+        "cheap": ["normal mean, n = 100"],
+        "seeds": [0],
+        "steps": {"Pyro": 2, "NumPyro": 2},
+        "draws": {"Pyro": 2, "NumPyro": 2},
+    },
     "compiled_step": {"sizes": [SIZE], "objectives": ["MMD"], "rounds": 2, "inductor": False},
     "numpyro_step": {"sizes": [SIZE], "objectives": ["MMD"], "rounds": 2},
     "mmd_memory": {

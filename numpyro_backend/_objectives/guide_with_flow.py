@@ -9,6 +9,7 @@ from typing import Any
 from numpyro_backend._traces.annealed_guide import Settings, map_of
 from numpyro_backend._traces.initial_draw import DrawRecord
 from pyro_infovae._core.programs import Program
+from pyro_infovae._core.step_scale import scale_of
 
 
 @dataclass(frozen=True, eq=False)  # hashed as itself, as a function is
@@ -31,7 +32,7 @@ class GuideWithFlow:
         with draw:
             value = self.fn(*args, **kwargs)
         guide_map = map_of(self.fn, args, kwargs, draw, self.settings.options)
-        scale = self.settings.monitor()["state"][1]
+        scale = scale_of(self.settings.monitor()["state"])
         self.settings(guide_map.start, guide_map.event_dims, scale)
         return value
 

@@ -32,7 +32,7 @@ from pyro_infovae._core.flow_options import AnnealedOptions
 from pyro_infovae._core.integrators import LARGEST_MOMENTUM, resting
 from pyro_infovae._core.programs import Program
 from pyro_infovae._core.sites import subsample_factor
-from pyro_infovae._core.step_scale import adapted
+from pyro_infovae._core.step_scale import adapted, scale_of
 
 
 @partial(
@@ -133,7 +133,7 @@ class AnnealedGuide:
         bridge.check(initial)
         u_0, inside = guide_map.start, guide_map.inside
         monitor = self.settings.monitor()
-        settings = self.settings(u_0, guide_map.event_dims, monitor["state"][1])
+        settings = self.settings(u_0, guide_map.event_dims, scale_of(monitor["state"]))
         if settings.surrogate_weights is not None:
             weighted = log_joint.weighted(settings.surrogate_weights)
             bridge = replace(bridge, log_joint=weighted)
@@ -149,7 +149,8 @@ class AnnealedGuide:
         if self.in_training and self.settings.options.learn:
             lost = {name: inside[name] & ~rows for name, rows in ended.items()}
             gain = jax.lax.stop_gradient(bridge.gain(flowed, lost))
-            monitor["state"] = adapted(monitor["state"], gain.astype(monitor["state"].dtype))
+            state = monitor["state"]
+            monitor["state"] = adapted(state, gain.astype(state.dtype), bridge.row_size)
         end = guide_map.end(
             {name: where_rows(ended[name], u, u_0[name]) for name, u in flowed.position.items()}
         )
@@ -288,15 +289,27 @@ class _Bridge:
             lost: which rows diverged, by site name.
         """
         first, last = flowed.log_joints
-        total, sizes = last - first, [1]
+        total = last - first
         diverged = jnp.zeros((), bool)
         for name, site in self.guide_map.bases.items():
             rows = scale_and_mask(flowed.log_ratio[name], subsample_factor(site.plates), site.mask)
             total = total + rows.sum()
             diverged = diverged | (flowed.sound[name] & lost[name]).any()
-            sizes.append(math.prod(plate.full_size for plate in site.plates))
-        gain = jnp.where(jnp.isfinite(total), total, 0.0) / max(sizes)
+        gain = jnp.where(jnp.isfinite(total), total, 0.0) / self._num_rows
         return jnp.where(diverged, -math.inf, gain)
+
+    @property
+    def row_size(self) -> float:
+        """How many numbers of a row flow."""
+        sites, u_0 = self.guide_map.bases, self.guide_map.start
+        sizes = [u_0[name].size * subsample_factor(site.plates) for name, site in sites.items()]
+        return sum(sizes) / self._num_rows
+
+    @property
+    def _num_rows(self) -> int:
+        """How many rows there are in the data set."""
+        plates = [site.plates for site in self.guide_map.bases.values()]
+        return max((math.prod(f.full_size for f in frames) for frames in plates), default=1)
 
     def _gradients(self, positions: Values) -> tuple[Sites, Sites, Any]:
         """Those of ℓ, each datum's own, and of log q; and ℓ, with the rows of finite forces."""

@@ -72,7 +72,7 @@ class AnnealedParameters(PyroModule):
         """
         options = self.options
         sizes = options.step_sizes(positions)
-        scale = self.monitor[1].clone()
+        scale = step_scale.scale_of(self.monitor)
         self._look_after_training()
         step_sizes = {}
         for site, position in positions.items():
@@ -92,18 +92,22 @@ class AnnealedParameters(PyroModule):
             ),
         )
 
-    def adapt(self, gain: Tensor) -> None:
-        """Shrink the steps of the next evaluations while the flow does harm.
+    def adapt(self, gain: Tensor, numbers: float) -> None:
+        """Shrink the steps of the next evaluations while the flow does harm, or the guide's work.
 
         Args:
             gain: by how much the flow's bound is above that of its unmoved draw, in nats per row.
+            numbers: how many numbers of a row flow.
         """
         with torch.no_grad():
-            self.monitor.copy_(step_scale.adapted(self.monitor, gain.to(self.monitor)))
+            self.monitor.copy_(step_scale.adapted(self.monitor, gain.to(self.monitor), numbers))
 
     def terms(self) -> dict[str, Tensor]:
         """What a step is told of beside its losses."""
-        return {"step_scale": self.monitor[1].clone()}
+        return {
+            "step_scale": step_scale.scale_of(self.monitor),
+            "harm_scale": self.monitor[1].clone(),
+        }
 
     def _step_size(self, site: str, size: float | Tensor, shape: tuple[int, ...]) -> Tensor:
         key = f"{STEP_SIZE}{site.replace('.', '_')}"

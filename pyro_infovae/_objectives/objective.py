@@ -116,7 +116,7 @@ class Objective(ELBO):
             is_left_out = bool(evaluation.finite) and take_back_if_not_finite(tensor)
         if evaluation.finite:
             warn_of_rows(loss, found, is_left_out=is_left_out)
-        if "step_scale" in evaluation.terms and evaluation.terms["step_scale"] < 1:
+        if "harm_scale" in evaluation.terms and evaluation.terms["harm_scale"] < 1:
             warn_of_harm()
         return loss
 

@@ -68,8 +68,8 @@ class Settings(Protocol):
     ) -> AnnealedSettings:
         """Those for sites that start at these positions."""
 
-    def adapt(self, gain: Tensor) -> None:
-        """Learn what the flow has gained, in nats per row."""
+    def adapt(self, gain: Tensor, numbers: float) -> None:
+        """Learn what the flow has gained, in nats per row of so many numbers."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class AnnealedGuide:
         ended = {name: moving[name] & rows for name, rows in end.finite.items()}
         if self.in_training and options.learn and torch.is_grad_enabled():
             lost = {name: inside[name] & ~rows for name, rows in ended.items()}
-            if_it_stands(partial(self.settings.adapt, bridge.gain(end, lost)))
+            if_it_stands(partial(self.settings.adapt, bridge.gain(end, lost), bridge.row_size))
         moved = guide_map.end(
             {name: where_rows(ended[name], u, u_0[name]) for name, u in end.position.items()}
         )
@@ -298,17 +298,28 @@ class Bridge:
             lost: which rows diverged, by site name.
         """
         first, last = (value.detach() for value in end.log_joints)
-        total, sizes = last - first, [1]
+        total = last - first
         diverged = torch.zeros_like(first, dtype=torch.bool)
         for name, site in self.guide_map.sites.items():
             terms = end.log_ratio[name].detach()
             rows = sum_rightmost(terms, terms.dim() - site.batch_dim)
             total = total + scale_and_mask(rows, subsample_factor(site.plates), site.mask).sum()
             diverged = diverged | (end.sound[name] & lost[name]).any()
-            frames = (*site.plates, *self.log_joint.outer)
-            sizes.append(math.prod(full_size(frame) for frame in frames))
-        gain = torch.where(total.isfinite(), total, 0.0) / max(sizes)
+        gain = torch.where(total.isfinite(), total, 0.0) / self._num_rows
         return torch.where(diverged, -math.inf, gain)
+
+    @property
+    def row_size(self) -> float:
+        """How many numbers of a row flow."""
+        sites, rho = self.guide_map.sites, self.momentum
+        sizes = [rho[name].numel() * subsample_factor(site.plates) for name, site in sites.items()]
+        return sum(sizes) / self._num_rows
+
+    @property
+    def _num_rows(self) -> int:
+        """How many rows there are in the data set."""
+        plates = [(*s.plates, *self.log_joint.outer) for s in self.guide_map.sites.values()]
+        return max((math.prod(full_size(f) for f in frames) for frames in plates), default=1)
 
     def gradients(
         self, positions: Values, last: LastRun | None = None
