@@ -21,6 +21,7 @@ Row = dict[str, Cell]
 BENCHMARKS = (
     "exact_evidence",
     "annealed_flow",
+    "digits_flow",
     "flow_harm",
     "compiled_step",
     "numpyro_step",

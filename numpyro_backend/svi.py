@@ -9,6 +9,8 @@ import jax
 import numpyro.infer
 from numpyro.infer.elbo import ELBO
 
+from numpyro_backend._objectives.annealed_parameters import MONITOR
+from pyro_infovae._core import step_scale
 from pyro_infovae._core.programs import Program
 
 
@@ -44,6 +46,20 @@ class SVI(numpyro.infer.SVI):
     ) -> None:
         programs = _wrapped(loss, "wrap_model", model), _wrapped(loss, "wrap_guide", guide)
         super().__init__(*programs, optim, loss, **static_kwargs)
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """NumPyro's ``run``, which tells at its end of a flow that did harm on the way.
+
+        Args:
+            *args: as of NumPyro's.
+            **kwargs: as of NumPyro's.
+        """
+        result = super().run(*args, **kwargs)
+        for name, value in (result.state.mutable_state or {}).items():
+            is_known = name.endswith(MONITOR) and not isinstance(value["state"], jax.core.Tracer)
+            if is_known and step_scale.did_harm(value["state"]):
+                step_scale.warn_of_harm(stacklevel=3)
+        return result
 
     def evaluate(self, svi_state: Any, *args: Any, **kwargs: Any) -> Any:
         """The loss at a state, with its mutable sites as they are, which NumPyro starts afresh.

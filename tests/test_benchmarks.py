@@ -28,6 +28,7 @@ SMALLEST: dict[str, dict[str, Any]] = {
         "steps": {"Pyro": 2, "NumPyro": 2},
         "draws": {"Pyro": 2, "NumPyro": 2},
     },
+    "digits_flow": {"seeds": [0, 1], "steps": 3, "draws": 2},
     "compiled_step": {"sizes": [SIZE], "objectives": ["MMD"], "rounds": 2, "inductor": False},
     "numpyro_step": {"sizes": [SIZE], "objectives": ["MMD"], "rounds": 2},
     "mmd_memory": {

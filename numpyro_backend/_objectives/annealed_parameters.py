@@ -21,6 +21,9 @@ from pyro_infovae._core import step_scale
 from pyro_infovae._core.flow_options import AnnealedOptions
 from pyro_infovae._core.surrogate import num_points
 
+MONITOR = ".monitor"
+"""How the names of the mutable sites end that hold the scale of the steps."""
+
 
 @dataclass(frozen=True)
 class AnnealedParameters:
@@ -51,7 +54,7 @@ class AnnealedParameters:
         initial = {"state": jnp.array(step_scale.start())}
         if not self.options.learn:
             return initial
-        monitor: dict[str, Array] = mutable(f"{self.name}.monitor", initial)
+        monitor: dict[str, Array] = mutable(f"{self.name}{MONITOR}", initial)
         return monitor
 
     def __call__(

@@ -23,17 +23,17 @@ _WORST = 20.0
 _MEMORY, _SHRINK, _GROW, _RETURN = 0.9, 0.5, 1.01, 1.1
 
 
-def start() -> tuple[float, float, float]:
+def start() -> tuple[float, float, float, float]:
     """What is known before the first step: see :func:`adapted`."""
-    return 0.0, 1.0, 1.0
+    return 0.0, 1.0, 1.0, 1.0
 
 
-def scale_of(state: Float[Array, 3]) -> Float[Array, ""]:
+def scale_of(state: Float[Array, 4]) -> Float[Array, ""]:
     """The scale of the steps."""
     return state[1] * state[2]
 
 
-def adapted(state: Float[Array, 3], gain: Float[Array, ""], numbers: float) -> Float[Array, 3]:
+def adapted(state: Float[Array, 4], gain: Float[Array, ""], numbers: float) -> Float[Array, 4]:
     """What is known after one more evaluation.
 
     The mean forgets, so that the noise of a single draw shrinks nothing. One catastrophe does. So
@@ -41,16 +41,17 @@ def adapted(state: Float[Array, 3], gain: Float[Array, ""], numbers: float) -> F
 
     Args:
         state: the mean gain per row, in nats, and two factors of the scale of the steps: one that
-            shrinks while the flow does harm, one while the guide is far from the posterior.
+            shrinks while the flow does harm, one while the guide is far from the posterior; and
+            the least that the first of them has been.
         gain: by how much the flow's bound is above that of its unmoved draw, per row.
         numbers: how many numbers of a row flow.
 
     Example:
         >>> import numpy as np
         >>> adapted(np.array(start()), np.array(-1e6), 2)
-        array([0. , 0.5, 1. ])
-        >>> adapted(np.array([0.5, 0.5, 0.5]), np.array(0.5), 2)
-        array([0.5  , 0.505, 0.55 ])
+        array([0. , 0.5, 1. , 0.5])
+        >>> adapted(np.array([0.5, 0.5, 0.5, 0.5]), np.array(0.5), 2)
+        array([0.5  , 0.505, 0.55 , 0.5  ])
         >>> adapted(np.array(start()), np.array(40.0), 2)[2]
         np.float64(0.5)
     """
@@ -63,14 +64,20 @@ def adapted(state: Float[Array, 3], gain: Float[Array, ""], numbers: float) -> F
     is_harm = mean < HARM
     grown = xp.where(state[1] * _GROW < 1, state[1] * _GROW, 1.0)
     safe = xp.where(is_harm, _SHRINK * state[1], grown)
-    return xp.stack([xp.where(is_harm, 0.0, mean), safe, near])
+    least = xp.where(safe < state[3], safe, state[3])
+    return xp.stack([xp.where(is_harm, 0.0, mean), safe, near, least])
 
 
-def warn_of_harm() -> None:
+def did_harm(state: Float[Array, 4]) -> bool:
+    """Whether the flow has ever done harm."""
+    return bool(state[3] < 1)
+
+
+def warn_of_harm(stacklevel: int = 4) -> None:
     """Warn that a flow does harm."""
     warnings.warn(
         "TraceHamiltonian_ELBO: the flow's bound is more than a nat per row below that of the "
         "guide's own draws, so that its steps are scaled down: lower step_size if this goes on, "
         "and look for a guide whose scale is far from the posterior's",
-        stacklevel=4,
+        stacklevel=stacklevel,
     )
