@@ -25,6 +25,7 @@ BENCHMARKS = (
     "flow_harm",
     "compiled_step",
     "numpyro_step",
+    "mmd_weights",
     "mmd_memory",
     "hamiltonian_cost",
     "mmd_gradient_variance",

@@ -31,6 +31,7 @@ SMALLEST: dict[str, dict[str, Any]] = {
     "digits_flow": {"seeds": [0, 1], "steps": 3, "draws": 2},
     "compiled_step": {"sizes": [SIZE], "objectives": ["MMD"], "rounds": 2, "inductor": False},
     "numpyro_step": {"sizes": [SIZE], "objectives": ["MMD"], "rounds": 2},
+    "mmd_weights": {"weights": [10.0], "estimators": ["features"], "seeds": 2, "steps": 2},
     "mmd_memory": {
         "memory_rows": {"library": [64], "plain": [64]},
         "step_rows": [64],
