@@ -6,8 +6,6 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEMO_ARGS ?=
 TEST_ARGS ?=
-# The tests of a file in one process: what one has compiled serves the next.
-IN_PARALLEL := --numprocesses auto --dist loadfile
 # The networks here are too small to gain from threads, which wait for each other on a busy machine.
 export OMP_NUM_THREADS ?= 1
 
@@ -17,10 +15,11 @@ demo: $(VENV)/.demo
 	$(BIN)/python examples/compare_objectives.py $(DEMO_ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow" $(TEST_ARGS)
+	@# The tests of a file in one process: what one has compiled serves the next.
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "not slow" $(TEST_ARGS)
 
 test-all: $(VENV)/.test
-	$(BIN)/python -m pytest $(IN_PARALLEL) $(TEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses auto $(TEST_ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -101,7 +101,7 @@ def row(name: str, estimator: Any, weight: float, seeds: int, steps: int | None)
     objective: ELBO = (
         TraceMMD_ELBO(lambd=weight, estimator=estimator) if estimator else Trace_ELBO()
     )
-    ask = partial(_trained, problem, objective, steps or problem.steps)
+    ask = partial(trained, problem, objective, steps or problem.steps)
     found = jax.jit(jax.vmap(ask))(jax.random.split(jax.random.key(0), seeds))
     columns = {key: np.asarray(found[key], float) for key in COLUMNS}
     return {
@@ -114,7 +114,8 @@ def row(name: str, estimator: Any, weight: float, seeds: int, steps: int | None)
     }
 
 
-def _trained(problem: Problem, objective: ELBO, steps: int, key: Array) -> dict[str, Array]:
+def trained(problem: Problem, objective: ELBO, steps: int, key: Array) -> dict[str, Array]:
+    """What a training comes to, by the name of a column."""
     svi = SVI(problem.model, problem.guide, numpyro.optim.Adam(problem.learning_rate), objective)
     num_data = len(problem.train)
     first, second, third, fourth = jax.random.split(key, 4)

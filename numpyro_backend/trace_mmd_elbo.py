@@ -47,7 +47,7 @@ class TraceMMD_ELBO(PenalisedELBO):
     def __init__(
         self,
         alpha: float = 0.0,
-        lambd: float = 1000.0,
+        lambd: float = 10.0,
         kernel: Kernel | None = None,
         *,
         sites: Iterable[str] | None = None,

@@ -44,7 +44,7 @@ class TraceMMD_ELBO(PenalisedELBO):
     def __init__(
         self,
         alpha: float | Tensor = 0.0,
-        lambd: float | Tensor = 1000.0,
+        lambd: float | Tensor = 10.0,
         kernel: Kernel | None = None,
         *,
         sites: Iterable[str] | None = None,

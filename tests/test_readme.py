@@ -40,6 +40,35 @@ def test_pyro_blocks_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert names["posterior"].posterior["z"].sizes["draw"] == 1000
 
 
+def first_program(loss: str, seed: int) -> tuple[float, float, list[float]]:
+    """KL, exact -log p(x) and the last losses of README's first program, in nats per row."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(seed)
+    names: dict[str, Any] = {"Trace_ELBO": pyro.infer.Trace_ELBO}
+    exec(BLOCKS[0].replace("TraceMMD_ELBO()", loss), names)
+    svi, data = names["svi"], names["data"]
+    last = [svi.step(data) / len(data) for _ in range(100)]
+    with torch.no_grad():
+        loc, log_scale = names["encoder"](data).chunk(2, -1)
+        kl = (0.5 * (loc**2 + (2 * log_scale).exp() - 1) - log_scale).sum(-1).mean()
+        weight, bias = names["decoder"].weight, names["decoder"].bias
+        normal = torch.distributions.MultivariateNormal(bias, weight @ weight.T + torch.eye(2) / 4)
+        return kl.item(), -normal.log_prob(data).mean().item(), last
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_the_first_program_learns(seed: int) -> None:
+    """The code tells of the data, and the data are as probable as the stock ELBO makes them."""
+    torch.set_default_dtype(torch.float32)
+    _, stock, _ = first_program("Trace_ELBO()", seed)
+    kl, ours, last = first_program("TraceMMD_ELBO()", seed)
+    assert kl > 1
+    assert ours < stock + 0.15
+    assert max(last) - mean(last) < 1
+    assert mean(last) - min(last) < 1
+
+
 @pytest.mark.slow
 def test_numpyro_block_runs() -> None:
     (script,) = (block for block in BLOCKS if "numpyro" in block)

@@ -97,7 +97,7 @@ def rows(
     """A row for each program of a framework."""
     return [
         row(framework, program.name, seeds, steps, draws)
-        for program in programs(framework)
+        for program in programs_of(framework)
         if names is None or program.name in names
     ]
 
@@ -136,7 +136,7 @@ def settings_rows(names: Sequence[str] | None, steps: int, draws: int) -> list[R
     """A row for each cheap program and a column for each setting."""
     return [
         settings_row(program.name, steps, draws)
-        for program in programs("NumPyro")
+        for program in programs_of("NumPyro")
         if (program.is_cheap if names is None else program.name in names)
     ]
 
@@ -151,7 +151,7 @@ def settings_row(name: str, steps: int, draws: int) -> Row:
     return row
 
 
-def programs(framework: str) -> list[Program]:
+def programs_of(framework: str) -> list[Program]:
     """The programs that are written for a framework."""
     known: dict[str, Program] = importlib.import_module("benchmarks.flow_harm.programs").PROGRAMS
     return [program for program in known.values() if framework in program.frameworks]

@@ -53,6 +53,9 @@ class NumPyroHalf(Half):
         return numpyro.sample(name, fn, obs=obs, obs_mask=obs_mask, infer=infer)
 
     def param(self, name: str, value: Any, *, constraint: Any = None) -> Any:
+        if isinstance(value, np.ndarray):
+            # In the precision of now: JAX may remember an array from a test in another.
+            value = value.astype(jax.dtypes.canonicalize_dtype(value.dtype))
         return numpyro.param(name, jnp.asarray(value), constraint=constraint or constraints.real)
 
     def factor(self, name: str, value: Any) -> None:
