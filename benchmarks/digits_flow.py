@@ -137,11 +137,11 @@ def guide(x: Array, num_data: int) -> None:
         numpyro.sample("z", dist.Normal(loc, jnp.exp(log_scale)).to_event(1))
 
 
-def network(name: str, widths: Sequence[int]) -> list[Layer]:
-    """Layers that are parameters."""
+def network(name: str, widths: Sequence[int], *, spread: float = 1.0) -> list[Layer]:
+    """Layers that are parameters; their weights start out with this spread."""
     return [
         (
-            numpyro.param(f"{name}_weight_{i}", _initial(before, after)),
+            numpyro.param(f"{name}_weight_{i}", _initial(before, after, spread)),
             numpyro.param(f"{name}_bias_{i}", jnp.zeros(after)),
         )
         for i, (before, after) in enumerate(itertools.pairwise(widths))
@@ -167,8 +167,8 @@ def log_evidence(params: dict[str, Array], images: Array) -> Array:
     return jax.lax.map(lambda x: logsumexp(prior + pixels.log_prob(x)) + area, images)
 
 
-def _initial(before: int, after: int) -> Any:
-    return lambda key: jax.random.normal(key, (before, after)) / before**0.5
+def _initial(before: int, after: int, spread: float) -> Any:
+    return lambda key: spread * jax.random.normal(key, (before, after)) / before**0.5
 
 
 def _row(name: str, steps: int, found: Sequence[Trained]) -> Row:
